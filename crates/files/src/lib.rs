@@ -1,0 +1,189 @@
+//! Files that are whole or absent.
+//!
+//! Every file Retort writes goes through here: bytes go to a sibling temporary file, are synced,
+//! and take the target's name by rename, so a reader (or a process killed at any instant) sees the
+//! old content or the new and never a mixture. A directory is written under a `.partial` name and
+//! renamed when complete.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use sha2::{Digest, Sha256};
+
+/// Writes `bytes` to `path`, replacing what is there, so that no crash leaves half a file.
+///
+/// The file gets mode 0644 on Unix (a temporary file's default of 0600 would keep a serving
+/// process of another user from reading it).
+///
+/// # Errors
+/// Any I/O error, with the path. The target is then unchanged.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(parent(path))?;
+    let temporary = sibling(path, "tmp")?;
+    let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
+    if written.is_err() {
+        // Best effort: the first error is the one worth reporting.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Makes the directory `path` by letting `fill` write into a `.partial` sibling that is renamed
+/// once it is complete: `path` is absent or whole.
+///
+/// # Errors
+/// `AlreadyExists` when `path` is there (nothing is touched), else `fill`'s error or an I/O error;
+/// the partial directory is removed.
+pub fn write_new_directory<E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    refuse_existing(path)?;
+    fs::create_dir_all(parent(path))?;
+    let partial = sibling(path, "partial")?;
+    if partial.exists() {
+        // A run killed while it wrote: nobody else owns this name.
+        fs::remove_dir_all(&partial)?;
+    }
+    fs::create_dir(&partial)?;
+    let filled = fill(&partial).and_then(|()| {
+        sync_directory(&partial)?;
+        Ok(rename(&partial, path)?)
+    });
+    if filled.is_err() {
+        let _ = fs::remove_dir_all(&partial);
+    }
+    filled
+}
+
+/// Gives `from` the name `to`, replacing what has it, and makes that durable.
+///
+/// # Errors
+/// Any I/O error, with both paths.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_directory(parent(to))
+}
+
+/// An `AlreadyExists` error that says how to go on when something stands at `path`.
+///
+/// # Errors
+/// When `path` exists, be it a file, a directory or a dangling link.
+pub fn refuse_existing(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!("{} exists already: name another path, or remove it first", path.display()),
+        ));
+    }
+    Ok(())
+}
+
+/// The SHA-256 of a file as 64 lower-case hexadecimal digits.
+///
+/// # Errors
+/// Any I/O error, with the path.
+pub fn sha256_file(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// The SHA-256 of bytes as 64 lower-case hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(digest: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * digest.len());
+    for byte in digest {
+        for nibble in [byte >> 4, byte & 15] {
+            digits.push(char::from_digit(nibble.into(), 16).unwrap_or_default());
+        }
+    }
+    digits
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.set_permissions(PermissionsExt::from_mode(0o644))?;
+    }
+    file.sync_all()
+}
+
+/// Makes a rename durable: until its directory is synced, a power cut may undo it.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { fs::File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A hidden name beside `path`, with the process id so that two processes never share one.
+fn sibling(path: &Path, suffix: &str) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} does not name a file", path.display()),
+        )
+    })?;
+    let name = name.to_string_lossy();
+    Ok(parent(path).join(format!(".{name}.{}.{suffix}", std::process::id())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_that_fails_half_way_does_not_appear() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let failed = write_new_directory(&path, |partial| {
+            fs::write(partial.join("half"), "x")?;
+            Err(io::Error::other("planted"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "planted");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_existing_directory_is_refused_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("kept"), "x").unwrap();
+        let refused = write_new_directory(folder.path(), |_| Ok::<_, io::Error>(()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(folder.path().join("kept").exists());
+    }
+
+    #[test]
+    fn sha256_of_abc_is_the_published_one() {
+        let published = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), published);
+    }
+}
