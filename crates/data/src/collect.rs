@@ -1,0 +1,232 @@
+//! The collector: asks a teacher about every pair that has no judgement yet.
+//!
+//! A judgement counts once it is in the file. Whatever stops the job, the same command goes on
+//! where it was.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+
+use crate::candidates::{self, Candidate};
+use crate::collection::Collection;
+use crate::judgement::{Appender, Judgement, Key, expected_grade, text_digest};
+use crate::prompt::Prompt;
+use crate::teacher::{Answer, Failure, Teacher, TeacherSettings};
+use crate::{Error, Result};
+
+/// A labelling job (`configs/label.toml`).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelSettings {
+    /// The collection's folder.
+    pub collection: PathBuf,
+    /// The pairs to judge, as `retort candidates` writes them.
+    pub candidates: PathBuf,
+    /// Where the judgements go.
+    pub out: PathBuf,
+    /// The prompt file.
+    pub prompt: PathBuf,
+    /// Whom to ask.
+    pub teacher: TeacherSettings,
+}
+
+/// What a labelling job did.
+#[derive(Debug, Serialize)]
+pub struct Collected {
+    /// Pairs that the candidates name.
+    pub pairs: usize,
+    /// Of them, those that were judged before.
+    pub known: usize,
+    /// Of them, those judged now.
+    pub labelled: usize,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Pairs done with, judged or failed.
+    pub done: usize,
+    /// Of them, failed.
+    pub failed: usize,
+    /// Pairs asked for in this run.
+    pub total: usize,
+}
+
+/// Runs a labelling job; `stop` ends it early (everything labelled is kept).
+///
+/// # Errors
+/// Bad input before anything is sent; a fatal answer of the teacher; pairs that stayed unlabelled.
+pub async fn collect(
+    settings: &LabelSettings,
+    mut report: impl FnMut(Progress),
+    stop: impl Future<Output = ()>,
+) -> Result<Collected> {
+    let prompt = Prompt::read(&settings.prompt)?;
+    let teacher = Teacher::new(&settings.teacher)?;
+    let collection = Collection::read(&settings.collection)?;
+    let candidates = candidates::read(&settings.candidates)?;
+    let (mut out, known) = Appender::open(&settings.out)?;
+    let questions = questions(&candidates, &collection, &settings.candidates, |text| {
+        !known.contains(&Key {
+            text: text.to_owned(),
+            teacher: settings.teacher.name.clone(),
+            prompt: prompt.digest.clone(),
+        })
+    })?;
+
+    let total = questions.len();
+    let mut progress = Progress { done: 0, failed: 0, total };
+    let mut last_failure = String::new();
+    let mut outcomes = ask_all(questions, prompt, teacher, &settings.teacher);
+    tokio::pin!(stop);
+    loop {
+        let outcome = tokio::select! {
+            outcome = outcomes.recv() => outcome,
+            () = &mut stop => {
+                out.sync()?;
+                return Err(Error::Interrupted { labelled: progress.done - progress.failed });
+            }
+        };
+        match outcome {
+            None => break,
+            Some(Ok(judgement)) => out.append(&judgement)?,
+            Some(Err(Failure::Fatal(error))) => {
+                out.sync()?;
+                return Err(error);
+            }
+            Some(Err(Failure::Transient { problem, .. } | Failure::Invalid(problem))) => {
+                tracing::warn!("unlabelled: {problem}");
+                progress.failed += 1;
+                last_failure = problem;
+            }
+        }
+        progress.done += 1;
+        report(progress);
+    }
+    out.sync()?;
+    if progress.failed > 0 {
+        return Err(Error::Unlabelled {
+            failed: progress.failed,
+            asked: total,
+            last: last_failure,
+        });
+    }
+    Ok(Collected { pairs: candidates.len(), known: candidates.len() - total, labelled: total })
+}
+
+struct Question {
+    query_id: String,
+    document_id: String,
+    query: String,
+    document: String,
+    text: String,
+}
+
+fn questions(
+    candidates: &[Candidate],
+    collection: &Collection,
+    source: &Path,
+    unknown: impl Fn(&str) -> bool,
+) -> Result<Vec<Question>> {
+    let mut questions = Vec::new();
+    for candidate in candidates {
+        let query = collection.query(&candidate.query_id, source)?;
+        let document = collection.document(&candidate.document_id, source)?;
+        let text = text_digest(query, document);
+        if unknown(&text) {
+            questions.push(Question {
+                query_id: query.id.clone(),
+                document_id: document.id.clone(),
+                query: query.text.clone(),
+                document: document.full_text(),
+                text,
+            });
+        }
+    }
+    // Popped from the end.
+    questions.reverse();
+    Ok(questions)
+}
+
+type Outcome = Result<Judgement, Failure>;
+
+/// Workers that share one queue, so that pairs of one query are asked close together and a
+/// server that keeps prefixes reads the rubric and the query once.
+fn ask_all(
+    questions: Vec<Question>,
+    prompt: Prompt,
+    teacher: Teacher,
+    settings: &TeacherSettings,
+) -> mpsc::Receiver<Outcome> {
+    let (sender, receiver) = mpsc::channel(settings.concurrency);
+    let shared = Arc::new((Mutex::new(questions), prompt, teacher, settings.clone()));
+    let mut workers = JoinSet::new();
+    for _ in 0..settings.concurrency {
+        let (shared, sender) = (Arc::clone(&shared), sender.clone());
+        workers.spawn(async move {
+            let (queue, prompt, teacher, settings) = &*shared;
+            loop {
+                let Some(question) = queue.lock().await.pop() else { return };
+                let answer = ask_with_retries(teacher, prompt, &question, settings.retries).await;
+                let outcome =
+                    answer.map(|answer| judgement(question, &answer, settings, &prompt.digest));
+                if sender.send(outcome).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    workers.detach_all();
+    receiver
+}
+
+async fn ask_with_retries(
+    teacher: &Teacher,
+    prompt: &Prompt,
+    question: &Question,
+    retries: u32,
+) -> Result<Answer, Failure> {
+    let mut attempt = 0;
+    loop {
+        match teacher.ask(prompt, &question.query, &question.document).await {
+            Err(Failure::Transient { problem, retry_after }) if attempt < retries => {
+                // Doubling from half a second to 8; a server that names its delay knows better.
+                let backoff = Duration::from_millis(500 << attempt.min(4));
+                let delay = retry_after.unwrap_or(backoff);
+                tracing::debug!("{problem}; trying again in {delay:?}");
+                tokio::time::sleep(delay).await;
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn judgement(
+    question: Question,
+    answer: &Answer,
+    settings: &TeacherSettings,
+    prompt: &str,
+) -> Judgement {
+    let probabilities: Vec<f64> = answer.probabilities.iter().copied().map(rounded).collect();
+    Judgement {
+        query_id: question.query_id,
+        document_id: question.document_id,
+        grade: rounded(expected_grade(&probabilities)),
+        probabilities,
+        mass: rounded(answer.mass),
+        teacher: settings.name.clone(),
+        prompt: prompt.to_owned(),
+        text: question.text,
+        at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    }
+}
+
+/// Six decimals: below what a quantised teacher's probabilities mean.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
