@@ -1,0 +1,244 @@
+//! Everything that can go wrong here, each kind with what to do about it.
+
+use std::path::PathBuf;
+
+/// [`std::result::Result`] with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model folder could not be read, written or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+
+    /// A file that every model folder has is not there.
+    #[error(
+        "{} is missing: a model folder holds config.json, model.safetensors and tokenizer.json",
+        path.display()
+    )]
+    MissingFile {
+        /// The file that was looked for.
+        path: PathBuf,
+    },
+
+    /// `config.json` is not JSON, or lacks a key, or holds a value of another type.
+    #[error("{} is not the config.json of a BERT model", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met, with line and column.
+        source: serde_json::Error,
+    },
+
+    /// `config.json` asks for a model that this crate does not compute.
+    #[error("{}: {key} is {got}, but only {supported} is supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key at fault.
+        key: &'static str,
+        /// Its value.
+        got: String,
+        /// What it would have to be.
+        supported: String,
+    },
+
+    /// A dropout that would drop everything, or a number of no meaning.
+    #[error("dropout is {0}: give a probability from 0 up to, but not, 1")]
+    Dropout(f64),
+
+    /// The weights are pickled, which is code to run and not data to read.
+    #[error(
+        "{} holds {file} and no model.safetensors: convert it with \
+         python -c \"from transformers import AutoModel as M; \
+         M.from_pretrained('{}').save_pretrained('{}')\"",
+        folder.display(), folder.display(), folder.display()
+    )]
+    PickledWeights {
+        /// The model folder.
+        folder: PathBuf,
+        /// The pickle in it.
+        file: String,
+    },
+
+    /// The weights are cut into several files.
+    #[error(
+        "{} holds model.safetensors.index.json and no model.safetensors: join the shards with \
+         python -c \"from transformers import AutoModel as M; \
+         M.from_pretrained('{}').save_pretrained('{}', max_shard_size='100GB')\"",
+        folder.display(), folder.display(), folder.display()
+    )]
+    ShardedWeights {
+        /// The model folder.
+        folder: PathBuf,
+    },
+
+    /// A weights file breaks the safetensors format: cut short, or no such file at all.
+    #[error("{} is not a whole safetensors file: fetch or write it again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the reader met.
+        source: safetensors::SafeTensorError,
+    },
+
+    /// The model needs a tensor that the file lacks.
+    #[error("{} lacks the tensor {name} of shape {expected:?}: {hint}", path.display())]
+    MissingTensor {
+        /// The weights file.
+        path: PathBuf,
+        /// The tensor, by its Hugging Face name.
+        name: String,
+        /// Its shape, linear weights as `[out, in]`.
+        expected: Vec<usize>,
+        /// What the file most likely is instead.
+        hint: &'static str,
+    },
+
+    /// The file holds tensors that the model has no place for.
+    #[error(
+        "{} holds {} tensors that config.json does not describe, the first is {}: \
+         the two files are not of one model",
+        path.display(), names.len(), names.first().map_or("", String::as_str)
+    )]
+    ExtraTensors {
+        /// The weights file.
+        path: PathBuf,
+        /// All of them, sorted.
+        names: Vec<String>,
+    },
+
+    /// The file holds one parameter under two names.
+    #[error(
+        "{} holds {name} twice (with and without the bert. prefix, or as gamma and weight): \
+         remove one",
+        path.display()
+    )]
+    DuplicateTensor {
+        /// The weights file.
+        path: PathBuf,
+        /// The later of the names.
+        name: String,
+    },
+
+    /// A tensor has another shape than `config.json` describes.
+    #[error(
+        "{}: {name} has shape {got:?}, but config.json describes {expected:?}: \
+         the two files are not of one model",
+        path.display()
+    )]
+    Shape {
+        /// The weights file.
+        path: PathBuf,
+        /// The tensor, by its Hugging Face name.
+        name: String,
+        /// The shape that the configuration gives, linear weights as `[out, in]`.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+
+    /// A tensor is stored as something other than floating-point numbers of 16 or 32 bits.
+    #[error("{}: {name} is stored as {got}, expected F32, F16 or BF16", path.display())]
+    Dtype {
+        /// The weights file.
+        path: PathBuf,
+        /// The tensor, by its Hugging Face name.
+        name: String,
+        /// The type in the file.
+        got: String,
+    },
+
+    /// A tensor holds a NaN or an infinity.
+    #[error(
+        "{}: {name} holds {value} at index {index}: training has diverged or the file is damaged",
+        path.display()
+    )]
+    NonFinite {
+        /// The weights file, read or to be written.
+        path: PathBuf,
+        /// The tensor, by its Hugging Face name.
+        name: String,
+        /// Where, counted in the order of the file.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+
+    /// `tokenizer.json` cannot be read.
+    #[error("{} is not a tokenizer.json of the tokenizers library", path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// What the library met.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// `tokenizer.json` can be read, but does not make what a cross-encoder needs.
+    #[error("{}: {problem}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+
+    /// The tokenizer refused a text.
+    #[error("a text cannot be tokenised")]
+    Tokenize(#[source] Box<dyn std::error::Error + Send + Sync>),
+
+    /// An input is longer than the model has positions.
+    #[error(
+        "input {index} has {tokens} tokens, but the model has {positions} positions: \
+         tokenise with max_tokens of at most {positions}"
+    )]
+    TooLong {
+        /// The input's place in its list, from 0.
+        index: usize,
+        /// Its length.
+        tokens: usize,
+        /// `max_position_embeddings` of the model.
+        positions: usize,
+    },
+
+    /// An input holds an id that the model has no embedding for.
+    #[error(
+        "input {index} holds the {what} {id}, but the model has {size} of them: \
+         the tokenizer is not this model's"
+    )]
+    UnknownId {
+        /// The input's place in its list, from 0.
+        index: usize,
+        /// `token id` or `segment id`.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// How many the model has.
+        size: usize,
+    },
+
+    /// The device failed while its result was read back.
+    #[error("the device failed to compute: retry with fewer tokens per batch, or on the CPU")]
+    Device(#[from] burn::tensor::TensorReadError),
+
+    /// A device name that is none.
+    #[error("{0:?} is no device: use auto, cpu, wgpu or cuda")]
+    UnknownDevice(String),
+
+    /// The chosen device is not in this build.
+    #[error("this build has no {device} support: build again with --features {device}")]
+    DeviceNotBuilt {
+        /// The device, which is also the name of the Cargo feature.
+        device: &'static str,
+    },
+
+    /// The chosen device is in this build, but not in this machine.
+    #[error("no {device} device was found: {hint}, or choose another device")]
+    DeviceNotFound {
+        /// The device.
+        device: &'static str,
+        /// What such a device needs.
+        hint: &'static str,
+    },
+}

@@ -1,0 +1,36 @@
+//! The BERT cross-encoder in Burn: tokenised pairs, Hugging Face weights in and out.
+//!
+//! A folder in the Hugging Face layout (`config.json`, `model.safetensors`, `tokenizer.json`)
+//! becomes a [`CrossEncoder`] and a [`PairTokenizer`]; [`score`] runs the one over what the other
+//! made; [`CrossEncoder::save`] writes weights that every Hugging Face reader takes back.
+//!
+//! ```no_run
+//! use retort_model::{CrossEncoder, DeviceChoice, Head, PairTokenizer, choose, score};
+//!
+//! # fn main() -> Result<(), retort_model::Error> {
+//! let folder = std::path::Path::new("my-reranker");
+//! let (device, why) = choose(DeviceChoice::Auto)?;
+//! println!("running on {why}");
+//! let model = CrossEncoder::load(folder, Head::Required, None, &device)?;
+//! let tokenizer = PairTokenizer::open(folder, 256)?;
+//! let pairs = tokenizer.encode_pairs(&[("red shoes", "Running shoes, red, size 7")])?;
+//! let logits = score(&model, &pairs, 8192)?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod bert;
+mod config;
+mod device;
+mod error;
+mod pairs;
+mod weights;
+
+pub use bert::{Batch, CrossEncoder};
+/// Where tensors live and are computed; `autodiff()` of it for training.
+pub use burn::tensor::Device;
+pub use config::BertConfig;
+pub use device::{DeviceChoice, choose};
+pub use error::{Error, Result};
+pub use pairs::{Encoded, PairTokenizer, embed_all, length_buckets, score};
+pub use weights::{Head, ParameterMapper, ParameterVisitor, is_transposed};

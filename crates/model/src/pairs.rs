@@ -1,0 +1,310 @@
+//! From texts to batches, and from batches to scores.
+//!
+//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `D` hidden width.
+
+use std::cmp::Reverse;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use fs_err as fs;
+use tokenizers::{
+    EncodeInput, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
+
+use crate::bert::{Batch, CrossEncoder};
+use crate::config::BertConfig;
+use crate::error::{Error, Result};
+
+/// One tokenised pair or text, with its special tokens and without padding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Vocabulary ids.
+    pub input_ids: Vec<u32>,
+    /// 0 up to the first text's end, 1 in the second.
+    pub token_type_ids: Vec<u32>,
+}
+
+impl Encoded {
+    /// Tokens, special ones included.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Whether there is no token at all, not even a special one.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+}
+
+/// The tokenizer of a model folder, cutting pairs the way servers do.
+#[derive(Debug)]
+pub struct PairTokenizer {
+    tokenizer: Tokenizer,
+}
+
+impl PairTokenizer {
+    /// Reads `tokenizer.json` in `folder`. Whatever truncation and padding the file asks for,
+    /// inputs are cut to `max_tokens`, special tokens included, from the right and the longer text
+    /// first, and not padded.
+    ///
+    /// # Errors
+    /// A missing or malformed file, one that does not mark the two texts of a pair as segments 0
+    /// and 1, or a `max_tokens` without room for a token of each text.
+    pub fn open(folder: &Path, max_tokens: usize) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        if !path.exists() {
+            return Err(Error::MissingFile { path });
+        }
+        let mut tokenizer =
+            Tokenizer::from_bytes(fs::read(&path)?).map_err(|source| Error::TokenizerFile {
+                path: path.clone(),
+                source,
+            })?;
+        // First the switching off: the file's own truncation would cut the probe below.
+        tokenizer.with_padding(None);
+        cut(&mut tokenizer, None, &path)?;
+        let specials = probe(&tokenizer, &path)?;
+        let least = specials + 2;
+        if max_tokens < least {
+            let problem = format!(
+                "max_tokens is {max_tokens}, but a pair of one-token texts takes {least}: raise it"
+            );
+            return Err(Error::Tokenizer { path, problem });
+        }
+        cut(&mut tokenizer, Some(max_tokens), &path)?;
+        Ok(Self { tokenizer })
+    }
+
+    /// Tokenises queries with documents, on all cores, in the order given.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn encode_pairs(&self, pairs: &[(&str, &str)]) -> Result<Vec<Encoded>> {
+        self.encode(pairs.iter().map(|&pair| EncodeInput::from(pair)).collect())
+    }
+
+    /// Tokenises single texts, on all cores, in the order given.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn encode_texts(&self, texts: &[&str]) -> Result<Vec<Encoded>> {
+        self.encode(texts.iter().map(|&text| EncodeInput::from(text)).collect())
+    }
+
+    fn encode(&self, inputs: Vec<EncodeInput>) -> Result<Vec<Encoded>> {
+        let encodings = self
+            .tokenizer
+            .encode_batch_fast(inputs, true)
+            .map_err(Error::Tokenize)?;
+        let encoded = |encoding: tokenizers::Encoding| Encoded {
+            input_ids: encoding.get_ids().to_vec(),
+            token_type_ids: encoding.get_type_ids().to_vec(),
+        };
+        Ok(encodings.into_iter().map(encoded).collect())
+    }
+}
+
+impl Batch {
+    /// Pads all inputs to the longest of them.
+    ///
+    /// # Shapes
+    /// All three tensors are `[B, T]`; `[0, 0]` for no inputs.
+    pub fn new(encodings: &[&Encoded], pad_token_id: usize, device: &Device) -> Self {
+        let rows = encodings.len();
+        let longest = encodings
+            .iter()
+            .map(|encoded| encoded.len())
+            .max()
+            .unwrap_or(0);
+        let mut input_ids = Vec::with_capacity(rows * longest);
+        let mut token_type_ids = Vec::with_capacity(rows * longest);
+        let mut attention_mask = Vec::with_capacity(rows * longest);
+        for (row, encoded) in encodings.iter().enumerate() {
+            let end = (row + 1) * longest;
+            input_ids.extend(encoded.input_ids.iter().map(|&id| i64::from(id)));
+            input_ids.resize(end, i64::try_from(pad_token_id).unwrap_or_default());
+            token_type_ids.extend(encoded.token_type_ids.iter().map(|&id| i64::from(id)));
+            token_type_ids.resize(end, 0);
+            attention_mask.resize(row * longest + encoded.len(), 1.0f32);
+            attention_mask.resize(end, 0.0);
+        }
+        let ids = |ids| Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, longest]), device);
+        Self {
+            input_ids: ids(input_ids),
+            token_type_ids: ids(token_type_ids),
+            attention_mask: Tensor::from_data(
+                TensorData::new(attention_mask, [rows, longest]),
+                device,
+            ),
+        }
+    }
+}
+
+/// Groups inputs of similar length: each bucket lists places in `lengths`, and its size times its
+/// longest length stays within `tokens_per_batch` (an input longer than that is alone in its
+/// bucket). The longest come first, so that what does not fit in memory fails at once.
+pub fn length_buckets(lengths: &[usize], tokens_per_batch: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&place| Reverse(lengths[place]));
+    let mut buckets = Vec::new();
+    let mut rest = order.as_slice();
+    while let Some(&longest) = rest.first() {
+        let rows = (tokens_per_batch / lengths[longest].max(1)).clamp(1, rest.len());
+        let (bucket, shorter) = rest.split_at(rows);
+        buckets.push(bucket.to_vec());
+        rest = shorter;
+    }
+    buckets
+}
+
+/// The logits of all inputs, in their order. Dropout is off, wherever the model is.
+///
+/// # Errors
+/// An input that is too long for the model or holds ids it does not know, or a device that fails.
+pub fn score(
+    model: &CrossEncoder,
+    encodings: &[Encoded],
+    tokens_per_batch: usize,
+) -> Result<Vec<f32>> {
+    let logits = run(model, encodings, tokens_per_batch, |model, batch| {
+        model.forward(batch).unsqueeze_dim(1)
+    })?;
+    Ok(logits.into_iter().flatten().collect())
+}
+
+/// The embeddings of all inputs, in their order: `D` numbers each, of length one.
+///
+/// # Errors
+/// Those of [`score`].
+pub fn embed_all(
+    model: &CrossEncoder,
+    encodings: &[Encoded],
+    tokens_per_batch: usize,
+) -> Result<Vec<Vec<f32>>> {
+    run(model, encodings, tokens_per_batch, CrossEncoder::embed)
+}
+
+impl CrossEncoder {
+    /// Whether the model can read `encodings`: to be asked once of everything that will be made
+    /// into a [`Batch`], because [`CrossEncoder::forward`] looks up what it is given.
+    ///
+    /// # Errors
+    /// The first input that is too long, or holds an id that the model has no embedding for.
+    pub fn check(&self, encodings: &[Encoded]) -> Result<()> {
+        let BertConfig {
+            vocab_size,
+            type_vocab_size,
+            max_position_embeddings,
+            ..
+        } = *self.config();
+        for (index, encoded) in encodings.iter().enumerate() {
+            if encoded.len() > max_position_embeddings {
+                let (tokens, positions) = (encoded.len(), max_position_embeddings);
+                return Err(Error::TooLong {
+                    index,
+                    tokens,
+                    positions,
+                });
+            }
+            for (what, ids, size) in [
+                ("token id", &encoded.input_ids, vocab_size),
+                ("segment id", &encoded.token_type_ids, type_vocab_size),
+            ] {
+                if let Some(&id) = ids.iter().find(|&&id| id as usize >= size) {
+                    return Err(Error::UnknownId {
+                        index,
+                        what,
+                        id,
+                        size,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One row of output per input, in the order of the inputs.
+fn run(
+    model: &CrossEncoder,
+    encodings: &[Encoded],
+    tokens_per_batch: usize,
+    output: impl Fn(&CrossEncoder, &Batch) -> Tensor<2>,
+) -> Result<Vec<Vec<f32>>> {
+    model.check(encodings)?;
+    // Without autodiff: nothing to keep for a backward pass, and no dropout.
+    let model = model.valid();
+    let device = model.device();
+    let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
+    let mut rows = vec![Vec::new(); encodings.len()];
+    for bucket in length_buckets(&lengths, tokens_per_batch) {
+        let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
+        let batch = Batch::new(&inputs, model.config().pad_token_id, &device);
+        let output = output(&model, &batch);
+        let [_, width] = output.dims();
+        let values = output.try_into_vec_as::<f32>()?;
+        for (place, row) in bucket.into_iter().zip(values.chunks(width)) {
+            rows[place] = row.to_vec();
+        }
+    }
+    Ok(rows)
+}
+
+fn cut(tokenizer: &mut Tokenizer, max_tokens: Option<usize>, path: &Path) -> Result<()> {
+    let truncation = max_tokens.map(|max_length| TruncationParams {
+        max_length,
+        strategy: TruncationStrategy::LongestFirst,
+        direction: TruncationDirection::Right,
+        stride: 0,
+    });
+    match tokenizer.with_truncation(truncation) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::TokenizerFile {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The special tokens that a pair gets, from how two empty texts come out.
+fn probe(tokenizer: &Tokenizer, path: &Path) -> Result<usize> {
+    let pair = tokenizer
+        .encode_fast(("", ""), true)
+        .map_err(Error::Tokenize)?;
+    let segments = pair.get_type_ids();
+    if segments.first() == Some(&0) && segments.last() == Some(&1) {
+        return Ok(segments.len());
+    }
+    let problem = format!(
+        "a pair comes out with the segments {segments:?}, expected 0 … 1: \
+         give it the post_processor of a BERT tokenizer"
+    );
+    Err(Error::Tokenizer {
+        path: PathBuf::from(path),
+        problem,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_every_input_once_within_the_budget() {
+        let lengths = [3, 9, 4, 4, 1, 12, 9];
+        let buckets = length_buckets(&lengths, 18);
+        assert_eq!(buckets, [vec![5], vec![1, 6], vec![2, 3, 0, 4]]);
+        for bucket in &buckets {
+            let longest = bucket.iter().map(|&place| lengths[place]).max().unwrap();
+            assert!(bucket.len() * longest <= 18);
+        }
+    }
+
+    #[test]
+    fn an_input_over_the_budget_is_alone() {
+        assert_eq!(length_buckets(&[5, 50, 5], 10), [vec![1], vec![0, 2]]);
+        assert_eq!(length_buckets(&[7, 7], 0), [vec![0], vec![1]]);
+        assert!(length_buckets(&[], 10).is_empty());
+    }
+}

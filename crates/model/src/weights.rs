@@ -1,0 +1,511 @@
+//! Parameters by their Hugging Face names: walking them, reading them, writing them.
+//!
+//! A parameter's path in [`CrossEncoder`] is its Hugging Face name, but for the four words of
+//! [`RENAMED`]; a linear weight is `[in, out]` here and `[out, in]` there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
+use fs_err as fs;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::bert::CrossEncoder;
+use crate::config::BertConfig;
+use crate::error::{Error, Result};
+
+/// Field names here, and what Hugging Face calls them.
+const RENAMED: [(&str, &str); 4] = [
+    ("self_attention", "self"),
+    ("layer_norm", "LayerNorm"),
+    ("gamma", "weight"),
+    ("beta", "bias"),
+];
+
+/// Where the layers on top of the encoder come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// The folder holds a whole cross-encoder: pooler and a classifier of one label.
+    Required,
+    /// The folder holds a base model. The classifier is drawn anew from the normal distribution
+    /// of standard deviation `initializer_range`, as is the pooler if the folder has none; biases
+    /// are zero. Classifiers and pre-training heads (`classifier.*`, `cls.*`) are passed over.
+    New {
+        /// Of the draw; the same on every device.
+        seed: u64,
+    },
+}
+
+/// Something done with every parameter.
+pub trait ParameterVisitor {
+    /// Called once per parameter, always in the same order, with its Hugging Face name.
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>);
+}
+
+/// A replacement for every parameter.
+pub trait ParameterMapper {
+    /// Called once per parameter, in the order of [`ParameterVisitor::visit`], with its Hugging
+    /// Face name. Give back `parameter` itself to leave it as it is.
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>>;
+}
+
+/// Whether a parameter is stored transposed: Hugging Face keeps linear weights as `[out, in]`,
+/// here they are `[in, out]`.
+pub fn is_transposed(name: &str) -> bool {
+    name.ends_with(".weight") && !name.contains("embeddings") && !name.contains("LayerNorm")
+}
+
+impl CrossEncoder {
+    /// Reads `config.json` and `model.safetensors` in `folder`.
+    ///
+    /// Names may come with the `bert.` prefix or without, and with `gamma` and `beta` for a layer
+    /// norm's weight and bias. Numbers of 16 bits become numbers of 32. `dropout` replaces both
+    /// probabilities of `config.json`. Load onto an autodiff device to train.
+    ///
+    /// # Errors
+    /// What [`BertConfig::read`] refuses; a dropout outside of [0, 1); a missing, unexpected, misshapen or non-finite tensor, by
+    /// name; weights that are pickled or in several files, with what to do about it.
+    pub fn load(folder: &Path, head: Head, dropout: Option<f64>, device: &Device) -> Result<Self> {
+        let mut config = match head {
+            Head::Required => BertConfig::read_reranker(folder)?,
+            Head::New { .. } => BertConfig::read(folder)?,
+        };
+        if let Some(probability) = dropout {
+            if !(0.0..1.0).contains(&probability) {
+                return Err(Error::Dropout(probability));
+            }
+            config.hidden_dropout_prob = probability;
+            config.attention_probs_dropout_prob = probability;
+        }
+        Self::skeleton(&config, device).fill(&weights_file(folder)?, head)
+    }
+
+    /// Replaces every parameter by the one in a file that [`CrossEncoder::save`] wrote. Parameters
+    /// keep their device and whether they are trained.
+    ///
+    /// # Errors
+    /// Those of [`CrossEncoder::load`] that concern weights.
+    pub fn load_weights(self, path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Err(Error::MissingFile {
+                path: path.to_owned(),
+            });
+        }
+        self.fill(path, Head::Required)
+    }
+
+    /// Writes all parameters as 32-bit safetensors under their Hugging Face names. The same
+    /// parameters give the same bytes; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// A parameter that is not finite (nothing is written), a device that fails, or an I/O error.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut collect = Collect {
+            path,
+            tensors: BTreeMap::new(),
+            error: None,
+        };
+        self.visit_parameters(&mut collect);
+        if let Some(error) = collect.error {
+            return Err(error);
+        }
+        let broken = |source| Error::Safetensors {
+            path: path.to_owned(),
+            source,
+        };
+        let mut views = Vec::with_capacity(collect.tensors.len());
+        for (name, (shape, bytes)) in &collect.tensors {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(broken)?;
+            views.push((name, view));
+        }
+        // Readers of a certain age refuse a file that doesn't say which framework's layout it has.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
+        Ok(retort_files::write_atomic(path, &bytes)?)
+    }
+
+    /// Shows every parameter to `visitor`.
+    pub fn visit_parameters(&self, visitor: &mut impl ParameterVisitor) {
+        self.visit(&mut Named {
+            path: Vec::new(),
+            inner: visitor,
+        });
+    }
+
+    /// Puts what `mapper` gives in the place of every parameter.
+    #[must_use]
+    pub fn map_parameters(self, mapper: &mut impl ParameterMapper) -> Self {
+        self.map(&mut Named {
+            path: Vec::new(),
+            inner: mapper,
+        })
+    }
+
+    fn fill(self, path: &Path, head: Head) -> Result<Self> {
+        let bytes = fs::read(path)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors {
+            path: path.to_owned(),
+            source,
+        })?;
+        // Sorted, because the reader lists tensors in another order every time.
+        let stored: BTreeMap<_, _> = file.iter().collect();
+        let mut tensors = BTreeMap::new();
+        for (name, view) in stored {
+            let canonical = canonical(name);
+            let replaced = matches!(head, Head::New { .. })
+                && (canonical.starts_with("classifier.") || canonical.starts_with("cls."));
+            // A buffer of 0, 1, 2 … that older releases of transformers stored.
+            if replaced || canonical == "embeddings.position_ids" {
+                continue;
+            }
+            if tensors.insert(canonical, (name, view)).is_some() {
+                return Err(Error::DuplicateTensor {
+                    path: path.to_owned(),
+                    name: name.to_owned(),
+                });
+            }
+        }
+        let mut filling = Fill {
+            path,
+            draw: match head {
+                Head::Required => None,
+                Head::New { seed } => Some(Draw {
+                    random: ChaCha8Rng::seed_from_u64(seed),
+                    deviation: self.config().initializer_range,
+                    pooler: !tensors.keys().any(|name| name.starts_with("pooler.")),
+                }),
+            },
+            tensors,
+            error: None,
+        };
+        let model = self.map_parameters(&mut filling);
+        if let Some(error) = filling.error {
+            return Err(error);
+        }
+        if !filling.tensors.is_empty() {
+            let names = filling
+                .tensors
+                .into_values()
+                .map(|(name, _)| name.to_owned())
+                .collect();
+            return Err(Error::ExtraTensors {
+                path: path.to_owned(),
+                names,
+            });
+        }
+        Ok(model)
+    }
+}
+
+/// Keeps the Hugging Face name of the parameter that a walk through the model has come to.
+struct Named<'a, W> {
+    path: Vec<String>,
+    inner: &'a mut W,
+}
+
+impl<W> Named<'_, W> {
+    fn enter(&mut self, field: &str) {
+        let renamed = RENAMED.iter().find(|(here, _)| *here == field);
+        self.path
+            .push(renamed.map_or(field, |(_, there)| there).to_owned());
+    }
+
+    fn exit(&mut self) {
+        self.path.pop();
+    }
+
+    fn name(&self) -> String {
+        self.path.join(".")
+    }
+}
+
+impl<W: ParameterVisitor> ModuleVisitor for Named<'_, W> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.enter(name);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.exit();
+    }
+
+    fn visit_float<const N: usize>(&mut self, parameter: &Param<Tensor<N>>) {
+        self.inner.visit(&self.name(), parameter);
+    }
+}
+
+impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.enter(name);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.exit();
+    }
+
+    fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let name = self.name();
+        self.inner.map(&name, parameter)
+    }
+}
+
+/// Gathers what [`CrossEncoder::save`] writes; the map sorts by name.
+struct Collect<'a> {
+    path: &'a Path,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    error: Option<Error>,
+}
+
+impl ParameterVisitor for Collect<'_> {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        if self.error.is_some() {
+            return;
+        }
+        match self.collect(name, parameter) {
+            Ok(tensor) => {
+                self.tensors.insert(name.to_owned(), tensor);
+            }
+            Err(error) => self.error = Some(error),
+        }
+    }
+}
+
+impl Collect<'_> {
+    fn collect<const N: usize>(
+        &self,
+        name: &str,
+        parameter: &Param<Tensor<N>>,
+    ) -> Result<(Vec<usize>, Vec<u8>)> {
+        let shape = parameter.val().dims().to_vec();
+        let values = parameter.val().try_into_vec_as::<f32>()?;
+        refuse_non_finite(self.path, name, &values)?;
+        let (shape, values) = if is_transposed(name) {
+            (reversed(&shape), transposed(&values, &shape))
+        } else {
+            (shape, values)
+        };
+        Ok((
+            shape,
+            values.into_iter().flat_map(f32::to_le_bytes).collect(),
+        ))
+    }
+}
+
+/// Puts a file's tensors into the model, taking them out of `tensors`.
+struct Fill<'a> {
+    path: &'a Path,
+    /// By name without the prefix: the name as stored, and the tensor.
+    tensors: BTreeMap<String, (&'a str, TensorView<'a>)>,
+    draw: Option<Draw>,
+    error: Option<Error>,
+}
+
+impl ParameterMapper for Fill<'_> {
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        if self.error.is_some() {
+            return parameter;
+        }
+        let shape = parameter.lazy_shape().to_vec();
+        match self.values(name, &shape) {
+            Ok(values) => {
+                let device = parameter.lazy_device();
+                let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
+                let id = parameter.id;
+                parameter.transform_for_load(tensor, id)
+            }
+            Err(error) => {
+                self.error = Some(error);
+                parameter
+            }
+        }
+    }
+}
+
+impl Fill<'_> {
+    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if let Some(draw) = &mut self.draw
+            && draw.draws(name)
+        {
+            return Ok(draw.values(name, shape));
+        }
+        let transpose = is_transposed(name);
+        let expected = if transpose {
+            reversed(shape)
+        } else {
+            shape.to_vec()
+        };
+        let path = || self.path.to_owned();
+        let Some((name, view)) = self.tensors.remove(&canonical(name)) else {
+            return Err(Error::MissingTensor {
+                path: path(),
+                name: name.to_owned(),
+                expected,
+                hint: hint_for_missing(name),
+            });
+        };
+        if view.shape() != expected {
+            let (name, got) = (name.to_owned(), view.shape().to_vec());
+            return Err(Error::Shape {
+                path: path(),
+                name,
+                expected,
+                got,
+            });
+        }
+        let Some(values) = floats(&view) else {
+            let (name, got) = (name.to_owned(), format!("{:?}", view.dtype()));
+            return Err(Error::Dtype {
+                path: path(),
+                name,
+                got,
+            });
+        };
+        refuse_non_finite(self.path, name, &values)?;
+        Ok(if transpose {
+            transposed(&values, &expected)
+        } else {
+            values
+        })
+    }
+}
+
+/// Draws the parameters that a base model lacks.
+struct Draw {
+    random: ChaCha8Rng,
+    deviation: f64,
+    /// Whether to draw the pooler too.
+    pooler: bool,
+}
+
+impl Draw {
+    fn draws(&self, name: &str) -> bool {
+        name.starts_with("classifier.") || (self.pooler && name.starts_with("bert.pooler."))
+    }
+
+    fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let count = shape.iter().product();
+        if name.ends_with("bias") {
+            return vec![0.0; count];
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "weights have 32 bits")]
+        (0..count)
+            .map(|_| (self.normal() * self.deviation) as f32)
+            .collect()
+    }
+
+    /// A draw from the standard normal distribution, by Box and Muller.
+    fn normal(&mut self) -> f64 {
+        // In (0, 1]: the logarithm of 0 is no number.
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// A draw from [0, 1), in steps of 2^-32.
+    fn uniform(&mut self) -> f64 {
+        f64::from(self.random.next_u32()) / (f64::from(u32::MAX) + 1.0)
+    }
+}
+
+/// `model.safetensors` in `folder`, or why it isn't there.
+fn weights_file(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("model.safetensors");
+    if path.exists() {
+        return Ok(path);
+    }
+    if folder.join("model.safetensors.index.json").exists() {
+        return Err(Error::ShardedWeights {
+            folder: folder.to_owned(),
+        });
+    }
+    for entry in fs::read_dir(folder)? {
+        let file = entry?.path();
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "bin" || extension == "pt")
+            && let Some(file) = file.file_name()
+        {
+            let file = file.to_string_lossy().into_owned();
+            return Err(Error::PickledWeights {
+                folder: folder.to_owned(),
+                file,
+            });
+        }
+    }
+    Err(Error::MissingFile { path })
+}
+
+/// The one form of the names that a parameter may be stored under: no prefix, no `gamma`, no
+/// `beta`.
+fn canonical(name: &str) -> String {
+    let name = name.strip_prefix("bert.").unwrap_or(name);
+    if let Some(layer) = name.strip_suffix("LayerNorm.gamma") {
+        format!("{layer}LayerNorm.weight")
+    } else if let Some(layer) = name.strip_suffix("LayerNorm.beta") {
+        format!("{layer}LayerNorm.bias")
+    } else {
+        name.to_owned()
+    }
+}
+
+fn hint_for_missing(name: &str) -> &'static str {
+    if name.starts_with("classifier.") || name.starts_with("bert.pooler.") {
+        "this is a base model, not a trained reranker"
+    } else {
+        "the file is not of the model that config.json describes"
+    }
+}
+
+fn refuse_non_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(Error::NonFinite {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            index,
+            value: values[index],
+        }),
+    }
+}
+
+/// A stored tensor as 32-bit numbers; `None` if they aren't floating-point of 16 or 32 bits.
+fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    let halves = || data.as_chunks::<2>().0.iter();
+    match view.dtype() {
+        Dtype::F32 => Some(
+            data.as_chunks()
+                .0
+                .iter()
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .collect(),
+        ),
+        Dtype::F16 => Some(
+            halves()
+                .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+                .collect(),
+        ),
+        Dtype::BF16 => Some(
+            halves()
+                .map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
+                .collect(),
+        ),
+        _ => None,
+    }
+}
+
+fn reversed(shape: &[usize]) -> Vec<usize> {
+    shape.iter().rev().copied().collect()
+}
+
+/// Rows become columns. A tensor of any rank but 2 comes back as it is.
+fn transposed(values: &[f32], shape: &[usize]) -> Vec<f32> {
+    let &[rows, columns] = shape else {
+        return values.to_vec();
+    };
+    (0..columns)
+        .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
+        .collect()
+}
