@@ -1,0 +1,131 @@
+//! Which examples make up which step: a pure function of the seed and the epoch, so that a step's
+//! number is all that a resumed run must know.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::dataset::Dataset;
+use crate::settings::ScheduleSettings;
+
+/// The examples of one step; those of one group are compared with one another.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) groups: Vec<Group>,
+}
+
+/// Documents of one query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// Its place in [`Dataset::queries`].
+    pub(crate) query: usize,
+    /// Places in [`Dataset::pairs`].
+    pub(crate) examples: Vec<usize>,
+}
+
+impl Step {
+    /// All examples, and for each the number of its group in this step.
+    pub(crate) fn examples(&self) -> (Vec<usize>, Vec<usize>) {
+        let numbered = self.groups.iter().enumerate();
+        numbered.flat_map(|(number, group)| group.examples.iter().map(move |e| (*e, number))).unzip()
+    }
+}
+
+/// The steps of one epoch, every example once: each query's documents are shuffled and cut into
+/// groups, the groups are shuffled and dealt into steps.
+pub(crate) fn epoch(dataset: &Dataset, settings: &ScheduleSettings, seed: u64, epoch: usize) -> Vec<Step> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(epoch as u64);
+    let mut groups = Vec::new();
+    for (query, QueryGroups { examples, sizes }) in
+        dataset.queries.iter().map(|query| split(&query.examples, settings)).enumerate()
+    {
+        let mut shuffled = examples.to_vec();
+        shuffled.shuffle(&mut rng);
+        let mut rest = shuffled.as_slice();
+        for size in sizes {
+            let (examples, left) = rest.split_at(size);
+            groups.push(Group { query, examples: examples.to_vec() });
+            rest = left;
+        }
+    }
+    groups.shuffle(&mut rng);
+    let steps = groups.chunks(settings.queries_per_step);
+    steps.map(|groups| Step { groups: groups.to_vec() }).collect()
+}
+
+/// The number of steps in an epoch: the same for every epoch.
+pub(crate) fn steps_per_epoch(dataset: &Dataset, settings: &ScheduleSettings) -> usize {
+    let groups: usize =
+        dataset.queries.iter().map(|query| split(&query.examples, settings).sizes.len()).sum();
+    groups.div_ceil(settings.queries_per_step)
+}
+
+struct QueryGroups<'a> {
+    examples: &'a [usize],
+    sizes: Vec<usize>,
+}
+
+/// Groups of nearly one size, none above the limit: a rest of one document would be compared with
+/// nothing.
+fn split<'a>(examples: &'a [usize], settings: &ScheduleSettings) -> QueryGroups<'a> {
+    let groups = examples.len().div_ceil(settings.documents_per_query);
+    let sizes = (0..groups)
+        .map(|group| (examples.len() + group) / groups)
+        .collect();
+    QueryGroups { examples, sizes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::QueryExamples;
+
+    fn dataset(sizes: &[usize]) -> Dataset {
+        let mut next = 0;
+        let queries = sizes
+            .iter()
+            .map(|size| {
+                let examples = (next..next + size).collect();
+                next += size;
+                QueryExamples { id: String::new(), examples }
+            })
+            .collect();
+        Dataset { pairs: Vec::new(), targets: Vec::new(), queries }
+    }
+
+    fn schedule() -> ScheduleSettings {
+        ScheduleSettings {
+            epochs: 1,
+            documents_per_query: 8,
+            queries_per_step: 2,
+            warmup: 0.1,
+            tokens_per_pass: 100,
+        }
+    }
+
+    #[test]
+    fn an_epoch_has_every_example_once_in_groups_of_one_query() {
+        let dataset = dataset(&[20, 3, 9, 1]);
+        let steps = epoch(&dataset, &schedule(), 7, 0);
+        assert_eq!(steps.len(), steps_per_epoch(&dataset, &schedule()));
+        let mut seen: Vec<usize> = steps.iter().flat_map(|step| step.examples().0).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..33).collect::<Vec<_>>());
+        for group in steps.iter().flat_map(|step| &step.groups) {
+            assert!(group.examples.len() <= 8);
+            let of_query = &dataset.queries[group.query].examples;
+            assert!(group.examples.iter().all(|example| of_query.contains(example)));
+            // A query of 9 is two groups of 4 and 5, not 8 and 1.
+            assert!(group.examples.len() > 1 || of_query.len() == 1);
+        }
+    }
+
+    #[test]
+    fn epochs_differ_and_repeat() {
+        let dataset = dataset(&[20; 5]);
+        let of = |number| epoch(&dataset, &schedule(), 7, number);
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(0), of(1));
+    }
+}

@@ -1,0 +1,80 @@
+//! Judgements as training examples: tokenised pairs with a teacher logit, grouped by query.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use retort_data::collection::Collection;
+use retort_data::judgement::{self, Judgement};
+use retort_model::{Encoded, PairTokenizer};
+
+use crate::Result;
+
+/// All examples of a label set; a position in these lists names an example.
+pub(crate) struct Dataset {
+    /// Tokenised pairs.
+    pub(crate) pairs: Vec<Encoded>,
+    /// The teacher's score of each, as a logit.
+    pub(crate) targets: Vec<f32>,
+    /// The examples of each query, in the order of query ids.
+    pub(crate) queries: Vec<QueryExamples>,
+}
+
+/// The examples of one query.
+pub(crate) struct QueryExamples {
+    pub(crate) id: String,
+    pub(crate) examples: Vec<usize>,
+}
+
+impl Dataset {
+    /// Reads judgements and tokenises what they judged.
+    ///
+    /// # Errors
+    /// Bad judgements, one about a text that has changed since, or a tokenizer that refuses.
+    pub(crate) fn read(
+        labels: &Path,
+        collection: &Collection,
+        tokenizer: &PairTokenizer,
+    ) -> Result<Self> {
+        let mut judgements = judgement::read(labels)?;
+        // The order of a file is the order in which answers came in: no two collections alike.
+        judgements.sort_by(|a, b| {
+            (&a.query_id, &a.document_id).cmp(&(&b.query_id, &b.document_id))
+        });
+        let mut texts = Vec::with_capacity(judgements.len());
+        let mut by_query: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (example, judgement) in judgements.iter().enumerate() {
+            let query = collection.query(&judgement.query_id, labels)?;
+            let document = collection.document(&judgement.document_id, labels)?;
+            if judgement::text_digest(query, document) != judgement.text {
+                return Err(judgement::stale(labels.to_owned(), judgement).into());
+            }
+            texts.push((query.text.as_str(), document.full_text()));
+            by_query.entry(&judgement.query_id).or_default().push(example);
+        }
+        let pairs: Vec<(&str, &str)> =
+            texts.iter().map(|(query, document)| (*query, document.as_str())).collect();
+        let queries = by_query
+            .into_iter()
+            .map(|(id, examples)| QueryExamples { id: id.to_owned(), examples })
+            .collect();
+        Ok(Self {
+            pairs: tokenizer.encode_pairs(&pairs)?,
+            targets: judgements.iter().map(teacher_logit).collect(),
+            queries,
+        })
+    }
+}
+
+/// Keeps a certain teacher's logit finite: grades within this share of the scale's ends count as
+/// that far from them.
+const LEAST_DOUBT: f64 = 0.01;
+
+/// The expected grade as a logit: `log(p / (1 − p))` of its share `p` of the top grade, so that
+/// the student's sigmoid estimates that share.
+fn teacher_logit(judgement: &Judgement) -> f32 {
+    let share = judgement.grade / judgement.top_grade() as f64;
+    let share = share.clamp(LEAST_DOUBT, 1.0 - LEAST_DOUBT);
+    #[expect(clippy::cast_possible_truncation, reason = "within ±4.6")]
+    let logit = (share / (1.0 - share)).ln() as f32;
+    logit
+}

@@ -1,0 +1,56 @@
+use std::io;
+use std::path::PathBuf;
+
+/// What can stop a training run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written; the message names it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+
+    /// The collection or the judgements are not usable.
+    #[error(transparent)]
+    Data(#[from] retort_data::Error),
+
+    /// The model is not usable, or the device failed.
+    #[error(transparent)]
+    Model(#[from] retort_model::Error),
+
+    /// A setting is out of range, or settings contradict each other.
+    #[error("{key}: {problem}")]
+    Setting {
+        /// The setting, as `section.key`.
+        key: &'static str,
+        /// What is wrong and what it may be.
+        problem: String,
+    },
+
+    /// The loss or the gradient stopped being a number; the weights are those before this step.
+    #[error(
+        "step {step}: the {what} is {value}; nothing was updated. Lower optimizer.learning_rate, \
+         or look at the queries of that step: {queries}"
+    )]
+    NotFinite {
+        /// The step that would have been next.
+        step: usize,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The queries in the step's batch.
+        queries: String,
+    },
+
+    /// A run's folder can't be gone on with.
+    #[error("{}: {problem}", folder.display())]
+    Run {
+        /// The run's folder, or a file in it.
+        folder: PathBuf,
+        /// What is wrong and how to go on.
+        problem: String,
+    },
+}
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

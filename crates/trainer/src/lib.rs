@@ -1,0 +1,36 @@
+//! From judgements to a student: losses, batches, the training loop, checkpoints, the verdict.
+//!
+//! A run is a folder:
+//!
+//! ```text
+//! config.toml       the settings as they were resolved
+//! inputs.json       digests of what the run was made from
+//! metrics.jsonl     one line a step, one a dev evaluation
+//! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state
+//! verdict.json      what the student is worth on the test queries
+//! ```
+//!
+//! A run killed at any instant goes on from its last checkpoint and, on the CPU, ends with the
+//! same weights as a run that was not.
+
+mod batches;
+mod checkpoint;
+mod dataset;
+mod error;
+mod evaluation;
+pub mod loss;
+mod optimizer;
+mod schedule;
+mod settings;
+mod train;
+mod verdict;
+
+pub use checkpoint::{best_model, settings};
+pub use error::{Error, Result};
+pub use optimizer::AdamW;
+pub use settings::{
+    DataSettings, EvaluationSettings, LossSettings, ModelSettings, OptimizerSettings,
+    ScheduleSettings, TrainSettings, VerdictSettings,
+};
+pub use train::{Event, Outcome, Run, StepReport, train};
+pub use verdict::{System, Verdict};

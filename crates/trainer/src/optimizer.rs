@@ -1,0 +1,293 @@
+//! AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101), as PyTorch computes it, with the
+//! gradient's norm clipped over all parameters together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use fs_err as fs;
+use rayon::prelude::*;
+use retort_model::{CrossEncoder, ParameterMapper, ParameterVisitor};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::settings::OptimizerSettings;
+use crate::{Error, Result};
+
+/// The optimiser and its moments, which live beside the parameters under the same names.
+pub struct AdamW {
+    settings: OptimizerSettings,
+    steps: i32,
+    moments: BTreeMap<String, Moments>,
+}
+
+/// Running means of a parameter's gradient and of its square, flattened.
+struct Moments {
+    mean: Tensor<1>,
+    square: Tensor<1>,
+}
+
+/// The gradients of one step, by Hugging Face name, flattened, without autodiff.
+pub(crate) struct StepGradients {
+    by_name: BTreeMap<String, Tensor<1>>,
+    /// The norm over all parameters together.
+    pub(crate) norm: f64,
+}
+
+impl AdamW {
+    /// An optimiser that has made no step.
+    pub fn new(settings: &OptimizerSettings) -> Self {
+        Self { settings: settings.clone(), steps: 0, moments: BTreeMap::new() }
+    }
+
+    /// One update of every parameter that has a gradient.
+    ///
+    /// # Errors
+    /// A gradient norm that is not finite, as its value: nothing is updated then, and the model
+    /// comes back as it was.
+    pub fn step(
+        &mut self,
+        model: CrossEncoder,
+        gradients: &Gradients,
+        learning_rate: f64,
+    ) -> (CrossEncoder, f64) {
+        let gradients = StepGradients::collect(&model, gradients);
+        let norm = gradients.norm;
+        if !norm.is_finite() {
+            return (model, norm);
+        }
+        self.steps += 1;
+        let [beta1, beta2] = self.settings.betas;
+        let mut update = Update {
+            constants: Constants {
+                learning_rate,
+                // As torch.nn.utils.clip_grad_norm_ does it.
+                gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0),
+                beta1,
+                beta2,
+                mean_correction: 1.0 - beta1.powi(self.steps),
+                square_correction: 1.0 - beta2.powi(self.steps),
+                epsilon: self.settings.epsilon,
+                weight_decay: self.settings.weight_decay,
+            },
+            gradients: gradients.by_name,
+            moments: &mut self.moments,
+        };
+        (model.map_parameters(&mut update), norm)
+    }
+
+    /// Writes the moments and the number of steps.
+    ///
+    /// # Errors
+    /// An I/O error, or a device that fails.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let mut stored = Vec::new();
+        for (name, moments) in &self.moments {
+            for (kind, tensor) in [("mean", &moments.mean), ("square", &moments.square)] {
+                let bytes: Vec<u8> =
+                    to_host(tensor.clone())?.into_iter().flat_map(f32::to_le_bytes).collect();
+                stored.push((format!("{name}.{kind}"), bytes));
+            }
+        }
+        let broken = |error: safetensors::SafeTensorError| Error::Run {
+            folder: path.to_owned(),
+            problem: error.to_string(),
+        };
+        let mut views = Vec::new();
+        for (name, bytes) in &stored {
+            let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).map_err(broken)?;
+            views.push((name, view));
+        }
+        let metadata = HashMap::from([("steps".to_owned(), self.steps.to_string())]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(broken)?;
+        Ok(retort_files::write_atomic(path, &bytes)?)
+    }
+
+    /// Reads what [`AdamW::save`] wrote, onto a device.
+    ///
+    /// # Errors
+    /// An I/O error, or a file that is not an optimiser's.
+    pub(crate) fn load(settings: &OptimizerSettings, path: &Path, device: &Device) -> Result<Self> {
+        let problem =
+            |problem: String| Error::Run { folder: path.to_owned(), problem };
+        let bytes = fs::read(path)?;
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| problem(error.to_string()))?;
+        let steps = header
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get("steps")?.parse().ok())
+            .ok_or_else(|| problem("does not say how many steps were made".to_owned()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| problem(error.to_string()))?;
+        let read = |name: String| {
+            let view = file.tensor(&name).map_err(|error| problem(error.to_string()))?;
+            let values: Vec<f32> =
+                view.data().as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+            Ok::<_, Error>(from_host(values, device))
+        };
+        let mut moments = BTreeMap::new();
+        for name in file.names().iter().filter_map(|name| name.strip_suffix(".mean")) {
+            let mean = read(format!("{name}.mean"))?;
+            let square = read(format!("{name}.square"))?;
+            moments.insert(name.to_owned(), Moments { mean, square });
+        }
+        Ok(Self { settings: settings.clone(), steps, moments })
+    }
+}
+
+impl StepGradients {
+    fn collect(model: &CrossEncoder, gradients: &Gradients) -> Self {
+        let mut collect = Collect { gradients, by_name: BTreeMap::new() };
+        model.visit_parameters(&mut collect);
+        // Summed in the order of names, so that the same gradients give the same norm.
+        let squares = collect.by_name.values().map(sum_of_squares);
+        let norm = squares.sum::<f64>().sqrt();
+        Self { by_name: collect.by_name, norm }
+    }
+}
+
+struct Collect<'a> {
+    gradients: &'a Gradients,
+    by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl ParameterVisitor for Collect<'_> {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        if let Some(gradient) = parameter.val().grad(self.gradients) {
+            self.by_name.insert(name.to_owned(), gradient.flatten(0, N - 1));
+        }
+    }
+}
+
+struct Update<'a> {
+    constants: Constants,
+    gradients: BTreeMap<String, Tensor<1>>,
+    moments: &'a mut BTreeMap<String, Moments>,
+}
+
+/// What one step's update is made with, for all parameters alike.
+#[derive(Clone, Copy)]
+struct Constants {
+    learning_rate: f64,
+    gradient_scale: f64,
+    beta1: f64,
+    beta2: f64,
+    mean_correction: f64,
+    square_correction: f64,
+    epsilon: f64,
+    weight_decay: f64,
+}
+
+impl ParameterMapper for Update<'_> {
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let Some(gradient) = self.gradients.remove(name) else { return parameter };
+        let moments = self.moments.remove(name).unwrap_or_else(|| Moments {
+            mean: gradient.zeros_like(),
+            square: gradient.zeros_like(),
+        });
+        let mut constants = self.constants;
+        if !decays(name) {
+            constants.weight_decay = 0.0;
+        }
+        let id = parameter.id;
+        let autodiff = parameter.lazy_device();
+        let value = parameter.val().inner();
+        let shape = value.dims();
+        let device = value.device();
+        let (value, moments) = if device == Device::flex() {
+            update_on_host(value.flatten(0, N - 1), gradient, moments, constants)
+        } else {
+            update_on_device(value.flatten(0, N - 1), gradient, moments, constants)
+        };
+        self.moments.insert(name.to_owned(), moments);
+        let value = Tensor::from_inner(value.reshape(shape)).to_device(&autodiff);
+        parameter.transform_for_load(value, id)
+    }
+}
+
+/// Biases and layer norms are left out of weight decay, as BERT was trained.
+fn decays(name: &str) -> bool {
+    !name.ends_with(".bias") && !name.contains("LayerNorm")
+}
+
+fn update_on_device(
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    moments: Moments,
+    constants: Constants,
+) -> (Tensor<1>, Moments) {
+    let Constants { beta1, beta2, .. } = constants;
+    let gradient = gradient.mul_scalar(constants.gradient_scale);
+    let mean = moments.mean.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
+    let square = moments.square.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
+    let root = (square.clone().div_scalar(constants.square_correction)).sqrt();
+    let step = mean.clone().div_scalar(constants.mean_correction)
+        / root.add_scalar(constants.epsilon);
+    let decayed = value.mul_scalar(1.0 - constants.learning_rate * constants.weight_decay);
+    (decayed - step.mul_scalar(constants.learning_rate), Moments { mean, square })
+}
+
+/// The same in one pass over memory, on all cores: as ten tensor operations, of which each is a
+/// pass on one core, the update of a 22.7 M parameter model takes a third of a training step.
+fn update_on_host(
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    moments: Moments,
+    constants: Constants,
+) -> (Tensor<1>, Moments) {
+    const CHUNK: usize = 1 << 14;
+    let device = value.device();
+    let host = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
+    let (mut value, gradient) = (host(value), host(gradient));
+    let (mut mean, mut square) = (host(moments.mean), host(moments.square));
+    #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
+    let narrow = |wide: f64| wide as f32;
+    let (beta1, beta2) = (narrow(constants.beta1), narrow(constants.beta2));
+    let scale = narrow(constants.gradient_scale);
+    let decay = narrow(1.0 - constants.learning_rate * constants.weight_decay);
+    let rate = narrow(constants.learning_rate / constants.mean_correction);
+    let correction = narrow(constants.square_correction.sqrt());
+    let epsilon = narrow(constants.epsilon);
+    let chunks = value
+        .par_chunks_mut(CHUNK)
+        .zip(gradient.par_chunks(CHUNK))
+        .zip(mean.par_chunks_mut(CHUNK))
+        .zip(square.par_chunks_mut(CHUNK));
+    chunks.for_each(|(((value, gradient), mean), square)| {
+        for index in 0..value.len() {
+            let gradient = gradient[index] * scale;
+            mean[index] = beta1 * mean[index] + (1.0 - beta1) * gradient;
+            square[index] = beta2 * square[index] + (1.0 - beta2) * gradient * gradient;
+            let root = square[index].sqrt() / correction + epsilon;
+            value[index] = decay * value[index] - rate * mean[index] / root;
+        }
+    });
+    let device = |values| from_host(values, &device);
+    (device(value), Moments { mean: device(mean), square: device(square) })
+}
+
+fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
+    if tensor.device() == Device::flex() {
+        let data = tensor.clone().into_data();
+        let Ok(values) = data.as_slice::<f32>() else { return f64::NAN };
+        // Chunks of one size, summed in order: the same number on any number of cores.
+        let sums: Vec<f64> = values
+            .par_chunks(1 << 16)
+            .map(|chunk| chunk.iter().map(|value| f64::from(*value).powi(2)).sum())
+            .collect();
+        return sums.into_iter().sum();
+    }
+    tensor.clone().square().sum().try_into_vec_as::<f32>().map_or(f64::NAN, |one| one[0].into())
+}
+
+fn to_host(tensor: Tensor<1>) -> Result<Vec<f32>> {
+    tensor
+        .try_into_vec_as::<f32>()
+        .map_err(|error| Error::Model(retort_model::Error::from(error)))
+}
+
+fn from_host(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), device)
+}

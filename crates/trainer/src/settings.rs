@@ -1,0 +1,205 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A training job (`configs/demo.toml`).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSettings {
+    /// What runs are called: they land in `checkpoints/NAME-TIME`.
+    pub name: String,
+    /// Of everything random: the new head, the order of the data, dropout.
+    pub seed: u64,
+    /// What to learn from.
+    pub data: DataSettings,
+    /// What to start from.
+    pub model: ModelSettings,
+    /// What to minimise.
+    #[serde(default)]
+    pub loss: LossSettings,
+    /// How to step.
+    pub optimizer: OptimizerSettings,
+    /// How far.
+    pub schedule: ScheduleSettings,
+    /// What to watch meanwhile.
+    pub evaluation: EvaluationSettings,
+    /// What to measure at the end.
+    pub verdict: VerdictSettings,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// The collection's folder, in BEIR layout.
+    pub collection: PathBuf,
+    /// The judgements to learn from.
+    pub labels: PathBuf,
+    /// Of query, document and special tokens together; the longer text is cut first.
+    pub max_tokens: usize,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    /// A folder, or a model's name on the Hugging Face Hub.
+    pub init: String,
+    /// A commit, branch or tag of that model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Of hidden states and attention, while training.
+    pub dropout: f64,
+}
+
+/// `[loss]`: Margin-MSE plus a share of binary cross-entropy.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossSettings {
+    /// The weight of the cross-entropy that pins the scale, which margins leave open.
+    pub bce_weight: f64,
+}
+
+impl Default for LossSettings {
+    fn default() -> Self {
+        Self { bce_weight: 0.1 }
+    }
+}
+
+/// `[optimizer]`: AdamW, with PyTorch's defaults.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// At its peak, after the warm-up.
+    pub learning_rate: f64,
+    /// Not applied to biases and layer norms.
+    #[serde(default = "OptimizerSettings::weight_decay")]
+    pub weight_decay: f64,
+    /// Decay of the mean and of the square of gradients.
+    #[serde(default = "OptimizerSettings::betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the square.
+    #[serde(default = "OptimizerSettings::epsilon")]
+    pub epsilon: f64,
+    /// Gradients are scaled down to this norm, taken over all parameters together.
+    #[serde(default = "OptimizerSettings::max_grad_norm")]
+    pub max_grad_norm: f64,
+}
+
+impl OptimizerSettings {
+    fn weight_decay() -> f64 {
+        0.01
+    }
+
+    fn betas() -> [f64; 2] {
+        [0.9, 0.999]
+    }
+
+    fn epsilon() -> f64 {
+        1e-8
+    }
+
+    fn max_grad_norm() -> f64 {
+        1.0
+    }
+}
+
+/// `[schedule]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleSettings {
+    /// Passes over the judgements.
+    pub epochs: usize,
+    /// Documents of one query that are compared with one another in a step.
+    pub documents_per_query: usize,
+    /// Queries in a step.
+    pub queries_per_step: usize,
+    /// The share of all steps over which the learning rate rises from 0; then it falls to 0.
+    pub warmup: f64,
+    /// Padded tokens in one forward pass: lower this first when memory runs out. A step's pairs
+    /// are sorted by length into as many passes as they need.
+    pub tokens_per_pass: usize,
+}
+
+/// `[evaluation]`: on dev queries, while training.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationSettings {
+    /// Whose gold gains: a file name in the collection's `qrels/`.
+    pub split: String,
+    /// What is ranked, as `retort candidates` writes it.
+    pub candidates: PathBuf,
+    /// Steps between two evaluations; a checkpoint follows each, and the best is kept.
+    pub every_steps: usize,
+}
+
+/// `[verdict]`: on test queries, at the end.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerdictSettings {
+    /// Whose gold gains.
+    pub split: String,
+    /// What every system ranks.
+    pub candidates: PathBuf,
+    /// The teacher's judgements on those candidates, to measure the teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_labels: Option<PathBuf>,
+    /// The least gain that counts as relevant for the reciprocal rank.
+    #[serde(default = "VerdictSettings::relevant_gain")]
+    pub relevant_gain: u8,
+}
+
+impl VerdictSettings {
+    fn relevant_gain() -> u8 {
+        1
+    }
+}
+
+impl TrainSettings {
+    /// Refuses what can't be trained with, before anything is read or written.
+    ///
+    /// # Errors
+    /// The first setting that is out of range, and its range.
+    pub fn check(&self) -> Result<()> {
+        let Self { optimizer, schedule, .. } = self;
+        let whole = [
+            ("schedule.epochs", schedule.epochs, 1),
+            ("schedule.documents_per_query", schedule.documents_per_query, 2),
+            ("schedule.queries_per_step", schedule.queries_per_step, 1),
+            ("schedule.tokens_per_pass", schedule.tokens_per_pass, 1),
+            ("evaluation.every_steps", self.evaluation.every_steps, 1),
+        ];
+        for (key, value, least) in whole {
+            if value < least {
+                let problem = format!("is {value}, must be at least {least}");
+                return Err(Error::Setting { key, problem });
+            }
+        }
+        let real = [
+            ("model.dropout", self.model.dropout, 0.0..1.0),
+            ("loss.bce_weight", self.loss.bce_weight, 0.0..f64::INFINITY),
+            ("optimizer.learning_rate", optimizer.learning_rate, 0.0..1.0),
+            ("optimizer.weight_decay", optimizer.weight_decay, 0.0..1.0),
+            ("optimizer.betas", optimizer.betas[0], 0.0..1.0),
+            ("optimizer.betas", optimizer.betas[1], 0.0..1.0),
+            ("optimizer.epsilon", optimizer.epsilon, f64::MIN_POSITIVE..1.0),
+            ("optimizer.max_grad_norm", optimizer.max_grad_norm, f64::MIN_POSITIVE..f64::INFINITY),
+            ("schedule.warmup", schedule.warmup, 0.0..1.0),
+        ];
+        for (key, value, range) in real {
+            if !range.contains(&value) {
+                let problem =
+                    format!("is {value}, must be from {} to below {}", range.start, range.end);
+                return Err(Error::Setting { key, problem });
+            }
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
+            let problem = format!("{:?} must be letters, digits, '-', '_' or '.'", self.name);
+            return Err(Error::Setting { key: "name", problem });
+        }
+        Ok(())
+    }
+}
