@@ -1,0 +1,109 @@
+//! What an error means to a shell or a scheduler.
+
+use std::error::Error;
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use retort_data::Error as DataError;
+use retort_export::Error as ExportError;
+use retort_hub::Error as HubError;
+use retort_model::Error as ModelError;
+use retort_trainer::Error as TrainerError;
+
+const FAILED: u8 = 1;
+const BAD_DATA: u8 = 65;
+const SERVICE_GONE: u8 = 69;
+const INTERNAL: u8 = 70;
+const IO: u8 = 74;
+const TRANSIENT: u8 = 75;
+const AUTHENTICATION: u8 = 77;
+const CONFIGURATION: u8 = 78;
+const INTERRUPTED: u8 = 130;
+
+/// Prints the error and its causes to stderr and returns its exit code.
+#[expect(clippy::print_stderr, reason = "the one place that prints an error")]
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
+    }
+    ExitCode::from(error.chain().find_map(code).unwrap_or(FAILED))
+}
+
+/// The code of an error that has one of its own.
+fn code(error: &(dyn Error + 'static)) -> Option<u8> {
+    if let Some(error) = error.downcast_ref() {
+        Some(of_data(error))
+    } else if let Some(error) = error.downcast_ref() {
+        Some(of_trainer(error))
+    } else if let Some(error) = error.downcast_ref() {
+        Some(of_model(error))
+    } else if let Some(error) = error.downcast_ref() {
+        Some(of_export(error))
+    } else if let Some(error) = error.downcast_ref() {
+        Some(of_hub(error))
+    } else {
+        error.downcast_ref().map(of_io)
+    }
+}
+
+fn of_data(error: &DataError) -> u8 {
+    match error {
+        DataError::Io(error) => of_io(error),
+        DataError::Row { .. } | DataError::File { .. } => BAD_DATA,
+        DataError::Setting(_) => CONFIGURATION,
+        DataError::Authentication { .. } => AUTHENTICATION,
+        DataError::Teacher { .. } => SERVICE_GONE,
+        DataError::Unlabelled { .. } => TRANSIENT,
+        DataError::Interrupted { .. } => INTERRUPTED,
+        _ => FAILED,
+    }
+}
+
+fn of_trainer(error: &TrainerError) -> u8 {
+    match error {
+        TrainerError::Io(error) => of_io(error),
+        TrainerError::Data(error) => of_data(error),
+        TrainerError::Model(error) => of_model(error),
+        TrainerError::Setting { .. } => CONFIGURATION,
+        TrainerError::Run { .. } => BAD_DATA,
+        TrainerError::NotFinite { .. } => INTERNAL,
+        _ => FAILED,
+    }
+}
+
+fn of_model(error: &ModelError) -> u8 {
+    match error {
+        ModelError::Io(error) => of_io(error),
+        ModelError::UnknownDevice(_)
+        | ModelError::DeviceNotBuilt { .. }
+        | ModelError::DeviceNotFound { .. } => CONFIGURATION,
+        ModelError::Device(_) => TRANSIENT,
+        _ => BAD_DATA,
+    }
+}
+
+fn of_export(error: &ExportError) -> u8 {
+    match error {
+        ExportError::Io(error) => of_io(error),
+        ExportError::Model(error) => of_model(error),
+        ExportError::File { .. } => BAD_DATA,
+        _ => FAILED,
+    }
+}
+
+fn of_hub(error: &HubError) -> u8 {
+    match error {
+        HubError::File(error) => of_io(error),
+        HubError::NotFetched { .. } => TRANSIENT,
+        HubError::NoSuchFolder { .. } | HubError::DamagedCache { .. } => BAD_DATA,
+        _ => CONFIGURATION,
+    }
+}
+
+fn of_io(error: &std::io::Error) -> u8 {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::InvalidData => BAD_DATA,
+        _ => IO,
+    }
+}

@@ -1,0 +1,79 @@
+//! `retort`: distils an LLM's relevance judgements into a small BERT cross-encoder reranker.
+//!
+//! One module a subcommand; the work is done in the crates. Data goes to stdout, logs and progress
+//! to stderr.
+
+mod candidates;
+mod device;
+mod exit;
+mod export;
+mod generate;
+mod label;
+mod progress;
+mod score;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Distils an LLM's relevance judgements into a small BERT cross-encoder reranker.
+#[derive(Parser)]
+#[command(name = "retort", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print one machine-readable JSON summary on stdout instead of text
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Say more on stderr
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a demo collection made from a seed
+    Generate(generate::Arguments),
+    /// Choose the documents worth judging for each query
+    Candidates(candidates::Arguments),
+    /// Collect a teacher's judgements over HTTP; run again to go on
+    Label(label::Arguments),
+    /// Train a student, measure it, and write its serving directory
+    Train(train::Arguments),
+    /// Write a run's serving directory
+    Export(export::Arguments),
+    /// Score pairs read as JSON lines from stdin
+    Score(score::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    let done = match &cli.command {
+        Command::Generate(arguments) => generate::run(arguments, cli.json),
+        Command::Candidates(arguments) => candidates::run(arguments, cli.json),
+        Command::Label(arguments) => label::run(arguments, cli.json),
+        Command::Train(arguments) => train::run(arguments, cli.json),
+        Command::Export(arguments) => export::run(arguments, cli.json),
+        Command::Score(arguments) => score::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn log_to_stderr(verbose: bool) {
+    let default = if verbose { "warn,retort=debug" } else { "warn,retort=info" };
+    let filter = EnvFilter::try_from_env("RETORT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}

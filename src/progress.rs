@@ -1,0 +1,33 @@
+//! What the user sees while a command works, and when it is done.
+
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar on stderr; invisible where stderr is no terminal.
+pub(crate) fn bar(total: usize, what: &str) -> ProgressBar {
+    let target = if stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(total as u64), target);
+    let template = "{prefix} {wide_bar} {pos}/{len} | {msg} | {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// The one line a command ends with, on stdout.
+#[expect(clippy::print_stdout, reason = "a command's result is data")]
+pub(crate) fn summary(as_json: bool, text: &str, json: &serde_json::Value) {
+    if as_json {
+        println!("{json}");
+    } else {
+        println!("{text}");
+    }
+}

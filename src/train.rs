@@ -1,0 +1,181 @@
+use std::io::{IsTerminal, stderr};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::ProgressBar;
+use retort_data::settings;
+use retort_export::Source;
+use retort_trainer::{Event, Run, TrainSettings};
+use serde_json::json;
+
+use crate::{device, progress};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The job's settings
+    #[arg(long, value_name = "FILE", default_value = "configs/demo.toml")]
+    config: PathBuf,
+
+    /// Override one setting; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "resume")]
+    overrides: Vec<String>,
+
+    /// Where the run goes; must not exist [default: checkpoints/NAME-TIME]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    out: Option<PathBuf>,
+
+    /// Go on with a run that was stopped, from its last checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with = "config")]
+    resume: Option<PathBuf>,
+
+    #[command(flatten)]
+    device: device::Arguments,
+}
+
+/// Where runs go.
+const RUNS: &str = "checkpoints";
+/// The link to the newest of them.
+const LATEST: &str = "latest";
+
+pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let (folder, settings) = match &arguments.resume {
+        Some(run) => (run.clone(), retort_trainer::settings(run)?),
+        None => new_run(arguments)?,
+    };
+    let (device, which) = arguments.device.choose()?;
+    tracing::info!("device: {which}");
+    let model = &settings.model;
+    let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
+    tracing::info!("base model: {}", base.origin);
+    tracing::info!("run: {}", folder.display());
+
+    let run = Run { settings: &settings, folder: &folder, base: &base.folder, device: &device };
+    let mut display = Display::new();
+    let outcome = retort_trainer::train(&run, |event| display.show(&event));
+    display.bar.finish_and_clear();
+    let outcome = outcome?;
+    link_latest(&folder);
+
+    let export = folder.join("export");
+    if !export.exists() {
+        let source = Source {
+            model: &outcome.model,
+            max_tokens: settings.data.max_tokens,
+            origin: &settings.name,
+        };
+        retort_export::export(&source, &export)?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    progress::summary(
+        as_json,
+        &format!(
+            "{}\n{:.0} s. The run is in {}, the serving directory in {}.",
+            outcome.verdict,
+            seconds,
+            folder.display(),
+            export.display()
+        ),
+        &json!({
+            "run": folder,
+            "export": export,
+            "steps": outcome.steps,
+            "dev_ndcg@10": outcome.dev_ndcg,
+            "verdict": outcome.verdict.to_json(),
+            "seconds": seconds,
+        }),
+    );
+    Ok(())
+}
+
+fn new_run(arguments: &Arguments) -> anyhow::Result<(PathBuf, TrainSettings)> {
+    let settings: TrainSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    settings.check()?;
+    let folder = arguments.out.clone().unwrap_or_else(|| {
+        let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
+        Path::new(RUNS).join(format!("{}-{now}", settings.name))
+    });
+    retort_files::refuse_existing(&folder)?;
+    Ok((folder, settings))
+}
+
+/// Lets `checkpoints/latest` name the run. A convenience: that it fails is worth a line, no more.
+fn link_latest(run: &Path) {
+    #[cfg(unix)]
+    if let (Some(runs), Some(name)) = (run.parent(), run.file_name())
+        && runs.ends_with(RUNS)
+    {
+        let (link, fresh) = (runs.join(LATEST), runs.join(format!(".{LATEST}")));
+        let swapped = std::os::unix::fs::symlink(name, &fresh)
+            .and_then(|()| retort_files::rename(&fresh, &link))
+            .with_context(|| format!("{} was not updated", link.display()));
+        if let Err(error) = swapped {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+/// A bar where stderr is a terminal, else a line every few steps.
+struct Display {
+    bar: ProgressBar,
+    started: Instant,
+    pairs: usize,
+    steps: usize,
+    smooth_loss: Option<f64>,
+}
+
+/// Steps between two lines where stderr is no terminal.
+const STEPS_PER_LINE: usize = 10;
+
+impl Display {
+    fn new() -> Self {
+        let bar = progress::bar(0, "train");
+        Self { bar, started: Instant::now(), pairs: 0, steps: 0, smooth_loss: None }
+    }
+
+    fn show(&mut self, event: &Event) {
+        match event {
+            Event::Stage(stage) => {
+                tracing::info!("{stage}");
+                self.started = Instant::now();
+                self.bar.set_prefix((*stage).to_owned());
+            }
+            Event::Evaluated { step, ndcg, best } => {
+                let best = if *best { " (best so far)" } else { "" };
+                self.say(&format!("step {step} | dev nDCG@10 {ndcg:.4}{best}"));
+            }
+            Event::Step(made) => {
+                self.pairs += made.pairs;
+                self.steps += 1;
+                // The loss of one step is noisy; over some twenty steps it shows where it goes.
+                let loss = self.smooth_loss.map_or(made.loss, |old| 0.9 * old + 0.1 * made.loss);
+                self.smooth_loss = Some(loss);
+                let seconds = self.started.elapsed().as_secs_f64();
+                let left = seconds / self.steps as f64 * (made.steps - made.step) as f64;
+                let rate = self.pairs as f64 / seconds;
+                self.bar.set_length(made.steps as u64);
+                self.bar.set_position(made.step as u64);
+                self.bar.set_message(format!("loss {loss:.4} | {rate:.1} pairs/s"));
+                let line_due = made.step % STEPS_PER_LINE == 0 || made.step == made.steps;
+                if line_due && !stderr().is_terminal() {
+                    self.say(&format!(
+                        "step {}/{} | loss {loss:.4} | lr {:.2e} | grad {:.2} | {rate:.1} pairs/s \
+                         | padding {:.0} % | {left:.0} s left",
+                        made.step,
+                        made.steps,
+                        made.learning_rate,
+                        made.gradient_norm,
+                        100.0 * made.padding
+                    ));
+                }
+            }
+        }
+    }
+
+    /// A line that does not break the bar.
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| tracing::info!("{line}"));
+    }
+}

@@ -1,0 +1,182 @@
+//! The binary, a small training job for it, and a scripted teacher.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// The repository's root, where the demo's data and configs are.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The binary, started in the repository's root.
+pub(crate) fn retort() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
+    command.current_dir(root()).env_remove("RETORT_LOG").stdin(Stdio::null());
+    command
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Panics unless the command ended well.
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", stderr(&output));
+    output
+}
+
+/// Panics unless the command failed with that exit code; returns what it said.
+pub(crate) fn fail(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{said}");
+    assert!(said.contains("error: "), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// The demo's job on a part of its data, with the golden files' two-layer BERT as the base model:
+/// some twenty steps, a few seconds.
+pub(crate) struct SmallJob {
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl SmallJob {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shop = root().join("training-data/shop");
+        for (from, to, lines) in [
+            ("labels/train.jsonl", "labels.jsonl", 480),
+            ("candidates/dev.jsonl", "dev.jsonl", 100),
+            ("candidates/test.jsonl", "test.jsonl", 100),
+        ] {
+            let text = std::fs::read_to_string(shop.join(from)).unwrap();
+            let part: String = text.lines().take(lines).map(|line| format!("{line}\n")).collect();
+            std::fs::write(folder.path().join(to), part).unwrap();
+        }
+        Self { folder }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `retort train` on this job, into a folder of it.
+    pub(crate) fn train(&self, out: &str) -> Command {
+        let mut command = retort();
+        command.args(["train", "--device", "cpu", "--config", "configs/demo.toml"]);
+        command.arg("--out").arg(self.path(out));
+        for (key, file) in [
+            ("data.labels", "labels.jsonl"),
+            ("evaluation.candidates", "dev.jsonl"),
+            ("verdict.candidates", "test.jsonl"),
+        ] {
+            command.arg("--set").arg(format!("{key}={}", self.path(file).display()));
+        }
+        for setting in [
+            "model.init=tests/golden/bert",
+            "model.dropout=0.1",
+            "data.max_tokens=64",
+            "optimizer.learning_rate=1e-3",
+            "evaluation.every_steps=5",
+            "schedule.epochs=2",
+        ] {
+            command.args(["--set", setting]);
+        }
+        command
+    }
+}
+
+/// What the scripted teacher answers: a status, headers and a body.
+pub(crate) type Reply = (u16, &'static str, String);
+
+/// A server on loopback that answers each request by a script, and counts.
+pub(crate) struct Teacher {
+    pub(crate) url: String,
+    pub(crate) requests: Arc<Mutex<Vec<serde_json::Value>>>,
+}
+
+impl Teacher {
+    /// `script` gets the number of the request, from 0, and its body.
+    pub(crate) fn start(
+        script: impl Fn(usize, &serde_json::Value) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (seen, script) = (Arc::clone(&requests), Arc::new(script));
+        std::thread::spawn(move || {
+            // Ends with the test's process.
+            for stream in listener.incoming().flatten() {
+                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
+                std::thread::spawn(move || while answer(&stream, &seen, &*script).is_some() {});
+            }
+        });
+        Self { url, requests }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+/// Reads one request and answers it; `None` when the client hung up.
+fn answer(
+    stream: &TcpStream,
+    seen: &Mutex<Vec<serde_json::Value>>,
+    script: &(impl Fn(usize, &serde_json::Value) -> Reply + ?Sized),
+) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let body: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    let number = {
+        let mut seen = seen.lock().unwrap();
+        seen.push(body.clone());
+        seen.len() - 1
+    };
+    let (status, headers, reply) = script(number, &body);
+    let mut stream = stream;
+    write!(
+        stream,
+        "HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n{headers}\r\n{reply}",
+        reply.len()
+    )
+    .ok()
+}
+
+/// A chat completion whose alternatives have these probabilities.
+pub(crate) fn completion(alternatives: &[(&str, f64)]) -> String {
+    let alternatives: Vec<_> = alternatives
+        .iter()
+        .map(|(token, p)| serde_json::json!({"token": token, "logprob": p.ln()}))
+        .collect();
+    serde_json::json!({
+        "choices": [{"logprobs": {"content": [{"top_logprobs": alternatives}]}}],
+    })
+    .to_string()
+}
