@@ -1,0 +1,53 @@
+# `just` with no name lists what there is.
+[private]
+default:
+    @just --list --unsorted
+
+# train a student and measure it; a config, or flags of `retort train`
+[group('use')]
+train *arguments:
+    cargo run --release --locked -- train {{ arguments }}
+
+# collect a teacher's judgements; goes on where it was
+[group('use')]
+label *arguments:
+    cargo run --release --locked -- label {{ arguments }}
+
+# write a run's serving directory
+[group('use')]
+export run out:
+    cargo run --release --locked -- export {{ run }} --out {{ out }}
+
+# every test but those that need Python packages
+[group('check')]
+test:
+    #!/usr/bin/env sh
+    set -eu
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --workspace --locked
+        cargo test --workspace --doc --locked
+    else
+        cargo test --workspace --locked
+    fi
+
+# an export in sentence-transformers 5 and 6, which are installed under target/interop first
+[group('check')]
+test-interop:
+    cargo build --locked
+    rm -rf target/interop-run
+    target/debug/retort train --device cpu --config configs/demo.toml --out target/interop-run \
+        --set model.init=tests/golden/bert --set data.max_tokens=64 \
+        --set optimizer.learning_rate=1e-3
+    tests/interop/run.sh target/debug/retort target/interop-run/export
+
+# format, lints, documentation
+[group('check')]
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+# the CUDA configuration compiles; needs neither a GPU nor LLVM
+[group('check')]
+check-cuda:
+    DOCS_RS=1 CUDARC_CUDA_VERSION=13000 cargo check --workspace --features cuda --locked
