@@ -6,7 +6,7 @@ use retort_data::Error;
 use retort_export::Scorer;
 use serde::Deserialize;
 
-use crate::device;
+use crate::device::DeviceArguments;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     directory: PathBuf,
 
     #[command(flatten)]
-    device: device::Arguments,
+    device: DeviceArguments,
 }
 
 /// One line of input.

@@ -10,7 +10,8 @@ use retort_export::Source;
 use retort_trainer::{Event, Run, TrainSettings};
 use serde_json::json;
 
-use crate::{device, progress};
+use crate::device::DeviceArguments;
+use crate::progress;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -31,7 +32,7 @@ pub(crate) struct Arguments {
     resume: Option<PathBuf>,
 
     #[command(flatten)]
-    device: device::Arguments,
+    device: DeviceArguments,
 }
 
 /// Where runs go.

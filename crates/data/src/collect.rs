@@ -3,6 +3,7 @@
 //! A judgement counts once it is in the file. Whatever stops the job, the same command goes on
 //! where it was.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::candidates::{self, Candidate};
 use crate::collection::Collection;
-use crate::judgement::{Appender, Judgement, Key, expected_grade, text_digest};
+use crate::judgement::{Appender, Judgement, expected_grade, text_digest};
 use crate::prompt::Prompt;
 use crate::teacher::{Answer, Failure, Teacher, TeacherSettings};
 use crate::{Error, Result};
@@ -69,14 +70,10 @@ pub async fn collect(
     let teacher = Teacher::new(&settings.teacher)?;
     let collection = Collection::read(&settings.collection)?;
     let candidates = candidates::read(&settings.candidates)?;
-    let (mut out, known) = Appender::open(&settings.out)?;
-    let questions = questions(&candidates, &collection, &settings.candidates, |text| {
-        !known.contains(&Key {
-            text: text.to_owned(),
-            teacher: settings.teacher.name.clone(),
-            prompt: prompt.digest.clone(),
-        })
-    })?;
+    let (mut out, known) =
+        Appender::open(&settings.out, &settings.teacher.name, &prompt.digest)?;
+    let known: BTreeSet<Pair> = known.into_iter().map(Pair::judged).collect();
+    let questions = questions(&candidates, &collection, &settings.candidates, known)?;
 
     let total = questions.len();
     let mut progress = Progress { done: 0, failed: 0, total };
@@ -118,33 +115,46 @@ pub async fn collect(
     Ok(Collected { pairs: candidates.len(), known: candidates.len() - total, labelled: total })
 }
 
-struct Question {
+/// What is judged, down to its words.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
     query_id: String,
     document_id: String,
+    text: String,
+}
+
+impl Pair {
+    fn judged(judgement: Judgement) -> Self {
+        let Judgement { query_id, document_id, text, .. } = judgement;
+        Self { query_id, document_id, text }
+    }
+}
+
+struct Question {
+    pair: Pair,
     query: String,
     document: String,
-    text: String,
 }
 
 fn questions(
     candidates: &[Candidate],
     collection: &Collection,
     source: &Path,
-    unknown: impl Fn(&str) -> bool,
+    mut known: BTreeSet<Pair>,
 ) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
     for candidate in candidates {
         let query = collection.query(&candidate.query_id, source)?;
         let document = collection.document(&candidate.document_id, source)?;
-        let text = text_digest(query, document);
-        if unknown(&text) {
-            questions.push(Question {
-                query_id: query.id.clone(),
-                document_id: document.id.clone(),
-                query: query.text.clone(),
-                document: document.full_text(),
-                text,
-            });
+        let pair = Pair {
+            query_id: query.id.clone(),
+            document_id: document.id.clone(),
+            text: text_digest(query, document),
+        };
+        // A pair that the candidates name twice is asked once.
+        if known.insert(pair.clone()) {
+            let (query, document) = (query.text.clone(), document.full_text());
+            questions.push(Question { pair, query, document });
         }
     }
     // Popped from the end.
@@ -213,15 +223,16 @@ fn judgement(
     prompt: &str,
 ) -> Judgement {
     let probabilities: Vec<f64> = answer.probabilities.iter().copied().map(rounded).collect();
+    let Pair { query_id, document_id, text } = question.pair;
     Judgement {
-        query_id: question.query_id,
-        document_id: question.document_id,
+        query_id,
+        document_id,
         grade: rounded(expected_grade(&probabilities)),
         probabilities,
         mass: rounded(answer.mass),
         teacher: settings.name.clone(),
         prompt: prompt.to_owned(),
-        text: question.text,
+        text,
         at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
     }
 }

@@ -10,6 +10,14 @@ use crate::{Error, Result};
 ///
 /// Blank lines are skipped, a byte order mark and CRLF line ends are taken in stride.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
+    Ok(read_numbered(path, expected)?.into_iter().map(|(_, row)| row).collect())
+}
+
+/// [`read`], each row with the number of its line, from 1.
+pub(crate) fn read_numbered<T: DeserializeOwned>(
+    path: &Path,
+    expected: &str,
+) -> Result<Vec<(usize, T)>> {
     let mut rows = Vec::new();
     let reader = BufReader::new(fs::File::open(path)?);
     for (index, line) in reader.split(b'\n').enumerate() {
@@ -23,7 +31,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<V
         }
         let parsed = serde_json::from_str(text)
             .map_err(|error| row(format!("{error}; expected {expected}")))?;
-        rows.push(parsed);
+        rows.push((index + 1, parsed));
     }
     Ok(rows)
 }

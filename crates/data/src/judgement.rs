@@ -1,18 +1,21 @@
-//! Judgements on disk: JSON lines, one judgement each, appended as they come.
+//! Judgements on disk: JSON lines, one judgement each, appended as they come. A file holds one
+//! teacher's answers to one prompt; a later judgement of a pair replaces an earlier one, which is
+//! how a pair whose text was edited is judged again.
 //!
 //! ```json
 //! {"query_id":"q001","document_id":"p0042","grade":2.31,"probabilities":[0.02,0.11,0.41,0.46],
 //!  "mass":0.999,"teacher":"…","prompt":"sha256:…","text":"sha256:…","at":"2026-11-21T04:05:06Z"}
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::collection::{Document, Query};
+use crate::collection::{Collection, Document, Query};
 use crate::{Error, Result, jsonl};
 
 /// One teacher's answer about one pair under one prompt.
@@ -45,15 +48,6 @@ impl Judgement {
         self.probabilities.len().saturating_sub(1)
     }
 
-    /// What this judgement is about and who gave it: asked once, it is not asked again.
-    pub fn key(&self) -> Key {
-        Key {
-            text: self.text.clone(),
-            teacher: self.teacher.clone(),
-            prompt: self.prompt.clone(),
-        }
-    }
-
     /// Why this can't be a label, if it can't.
     fn problem(&self) -> Option<String> {
         let top = self.top_grade();
@@ -75,17 +69,6 @@ impl Judgement {
     }
 }
 
-/// See [`Judgement::key`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Digest of both texts.
-    pub text: String,
-    /// Who judges.
-    pub teacher: String,
-    /// Digest of the prompt.
-    pub prompt: String,
-}
-
 /// `Σ g·p(g)` over grades 0, 1, ….
 pub fn expected_grade(probabilities: &[f64]) -> f64 {
     probabilities.iter().enumerate().map(|(grade, p)| grade as f64 * p).sum()
@@ -104,34 +87,83 @@ pub(crate) fn short_digest(bytes: &[u8]) -> String {
     format!("sha256:{}", &retort_files::sha256(bytes)[..16])
 }
 
-/// Reads a file of judgements.
+/// Reads a file of judgements, ordered by query and document.
 ///
 /// # Errors
-/// A missing file; a malformed line or a label outside its scale, with file and line; a scale that
-/// changes within the file; a pair judged twice.
+/// A missing file; a malformed line or a label outside its scale, with file and line; a scale,
+/// teacher or prompt that changes within the file.
 pub fn read(path: &Path) -> Result<Vec<Judgement>> {
-    let rows: Vec<Judgement> = jsonl::read(path, "a judgement as `retort label` writes it")?;
-    let mut pairs = BTreeSet::new();
-    for (index, judgement) in rows.iter().enumerate() {
-        let problem = judgement.problem().or_else(|| {
-            let scale = rows[0].top_grade();
-            (judgement.top_grade() != scale)
-                .then(|| format!("the scale is 0 to {}, but 0 to {scale} above", judgement.top_grade()))
-        });
-        let problem = problem.or_else(|| {
-            let twice = !pairs.insert((&judgement.query_id, &judgement.document_id));
-            twice.then(|| {
-                format!("the pair {} {} is judged twice", judgement.query_id, judgement.document_id)
-            })
-        });
-        if let Some(problem) = problem {
-            return Err(Error::Row { path: path.into(), line: index + 1, problem });
+    let rows = jsonl::read_numbered(path, "a judgement as `retort label` writes it")?;
+    let mut judgements: BTreeMap<(String, String), Judgement> = BTreeMap::new();
+    let mut source: Option<Source> = None;
+    for (line, judgement) in rows {
+        let judgement: Judgement = judgement;
+        let row = |problem: String| Error::Row { path: path.into(), line, problem };
+        if let Some(problem) = judgement.problem() {
+            return Err(row(problem));
         }
+        let this = Source::of(&judgement);
+        let source = source.get_or_insert_with(|| this.clone());
+        if this != *source {
+            return Err(row(format!("is by {this}, but the lines above are by {source}")));
+        }
+        let pair = (judgement.query_id.clone(), judgement.document_id.clone());
+        judgements.insert(pair, judgement);
     }
-    if rows.is_empty() {
+    if judgements.is_empty() {
         return Err(Error::File { path: path.into(), problem: "holds no judgements".to_owned() });
     }
-    Ok(rows)
+    Ok(judgements.into_values().collect())
+}
+
+/// What all judgements of a file share.
+#[derive(Clone, PartialEq, Eq)]
+struct Source {
+    teacher: String,
+    prompt: String,
+    top_grade: usize,
+}
+
+impl Source {
+    fn of(judgement: &Judgement) -> Self {
+        Self {
+            teacher: judgement.teacher.clone(),
+            prompt: judgement.prompt.clone(),
+            top_grade: judgement.top_grade(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { teacher, prompt, top_grade } = self;
+        write!(f, "the teacher {teacher} with the prompt {prompt} on the scale 0 to {top_grade}")
+    }
+}
+
+/// The query and the document a judgement is about.
+///
+/// # Errors
+/// When the collection lacks one of them, or their words are not those that were judged; `source`
+/// is the judgements' file.
+pub fn subject<'a>(
+    judgement: &Judgement,
+    collection: &'a Collection,
+    source: &Path,
+) -> Result<(&'a Query, &'a Document)> {
+    let query = collection.query(&judgement.query_id, source)?;
+    let document = collection.document(&judgement.document_id, source)?;
+    if text_digest(query, document) == judgement.text {
+        return Ok((query, document));
+    }
+    Err(Error::File {
+        path: source.to_owned(),
+        problem: format!(
+            "the judgement on {} {} was made on other texts than the collection has now: \
+             label the changed pairs again, or use the collection that was judged",
+            judgement.query_id, judgement.document_id
+        ),
+    })
 }
 
 /// A file of judgements open for appending.
@@ -144,12 +176,12 @@ pub struct Appender {
 const ROWS_PER_SYNC: usize = 32;
 
 impl Appender {
-    /// Opens or creates the file and returns the keys it holds already. A torn last line (the
-    /// process was killed in mid-write) is cut off.
+    /// Opens or creates the file and returns the judgements it holds already. A torn last line
+    /// (the process was killed in mid-write) is cut off.
     ///
     /// # Errors
-    /// An I/O error, or a whole line that is not a judgement.
-    pub fn open(path: &Path) -> Result<(Self, BTreeSet<Key>)> {
+    /// An I/O error, what [`read`] refuses, or judgements by another teacher or prompt.
+    pub fn open(path: &Path, teacher: &str, prompt: &str) -> Result<(Self, Vec<Judgement>)> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -159,12 +191,19 @@ impl Appender {
             tracing::warn!("{}: cut off a torn last line", path.display());
             file.set_len(whole)?;
         }
-        let keys = if whole == 0 {
-            BTreeSet::new()
-        } else {
-            read(path)?.iter().map(Judgement::key).collect()
-        };
-        Ok((Self { file, unsynced: 0 }, keys))
+        let known = if whole == 0 { Vec::new() } else { read(path)? };
+        if let Some(other) = known.iter().find(|one| one.teacher != teacher || one.prompt != prompt)
+        {
+            return Err(Error::File {
+                path: path.to_owned(),
+                problem: format!(
+                    "holds judgements by {}, not by {teacher} with the prompt {prompt}: \
+                     name another file in `out`",
+                    Source::of(other)
+                ),
+            });
+        }
+        Ok((Self { file, unsynced: 0 }, known))
     }
 
     /// Appends one judgement.
@@ -200,18 +239,6 @@ fn whole_lines(path: &Path) -> Result<u64> {
         line.clear();
     }
     Ok(whole)
-}
-
-/// The judgements' path beside a message, for errors about their content.
-pub fn stale(path: PathBuf, judgement: &Judgement) -> Error {
-    Error::File {
-        path,
-        problem: format!(
-            "the judgement on {} {} was made on other texts than the collection has now: \
-             label the changed pairs again, or use the collection that was judged",
-            judgement.query_id, judgement.document_id
-        ),
-    }
 }
 
 #[cfg(test)]
@@ -253,25 +280,40 @@ mod tests {
         let other_grade = Judgement { grade: 2.5, ..judgement("a") };
         assert!(error_of(&[other_grade]).contains("expected grade 1.5"));
         let binary = Judgement { grade: 0.5, probabilities: vec![0.5, 0.5], ..judgement("b") };
-        assert!(error_of(&[judgement("a"), binary]).contains("the scale is 0 to 1, but 0 to 3"));
-        assert!(error_of(&[judgement("a"), judgement("a")]).contains("judged twice"));
+        let error = error_of(&[judgement("a"), binary]);
+        assert!(error.contains("labels.jsonl:2") && error.contains("the scale 0 to 1"), "{error}");
+        let other_teacher = Judgement { teacher: "u".into(), ..judgement("b") };
+        assert!(error_of(&[judgement("a"), other_teacher]).contains("by the teacher u"));
+    }
+
+    #[test]
+    fn a_later_judgement_replaces_an_earlier_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.jsonl");
+        let edited = Judgement { text: "about a, edited".into(), ..judgement("a") };
+        let rows = [judgement("b"), judgement("a"), edited.clone()];
+        fs::write(&path, jsonl::to_bytes(rows).unwrap()).unwrap();
+        assert_eq!(read(&path).unwrap(), [edited, judgement("b")]);
     }
 
     #[test]
     fn an_appender_goes_on_after_a_torn_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("labels.jsonl");
-        let (mut appender, keys) = Appender::open(&path).unwrap();
-        assert!(keys.is_empty());
+        let open = || Appender::open(&path, "t", "p").unwrap();
+        let (mut appender, known) = open();
+        assert!(known.is_empty());
         appender.append(&judgement("a")).unwrap();
         drop(appender);
         let mut torn = fs::read(&path).unwrap();
         torn.extend_from_slice(b"{\"query_id\":\"q\",\"docum");
         fs::write(&path, torn).unwrap();
 
-        let (mut appender, keys) = Appender::open(&path).unwrap();
-        assert_eq!(keys.len(), 1);
+        let (mut appender, known) = open();
+        assert_eq!(known, [judgement("a")]);
         appender.append(&judgement("b")).unwrap();
         assert_eq!(read(&path).unwrap(), [judgement("a"), judgement("b")]);
+        let other = Appender::open(&path, "t", "another prompt").err().unwrap().to_string();
+        assert!(other.contains("name another file"), "{other}");
     }
 }

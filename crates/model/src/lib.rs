@@ -24,6 +24,7 @@ mod config;
 mod device;
 mod error;
 mod pairs;
+mod parallel;
 mod weights;
 
 pub use bert::{Batch, CrossEncoder};
@@ -32,5 +33,6 @@ pub use burn::tensor::Device;
 pub use config::BertConfig;
 pub use device::{DeviceChoice, choose};
 pub use error::{Error, Result};
+pub use parallel::{parallel_map, parallelism};
 pub use pairs::{Encoded, PairTokenizer, embed_all, length_buckets, score};
 pub use weights::{Head, ParameterMapper, ParameterVisitor, is_transposed};

@@ -15,6 +15,7 @@ use tokenizers::{
 use crate::bert::{Batch, CrossEncoder};
 use crate::config::BertConfig;
 use crate::error::{Error, Result};
+use crate::parallel::{parallel_map, parallelism};
 
 /// One tokenised pair or text, with its special tokens and without padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,20 +231,24 @@ fn run(
     model: &CrossEncoder,
     encodings: &[Encoded],
     tokens_per_batch: usize,
-    output: impl Fn(&CrossEncoder, &Batch) -> Tensor<2>,
+    output: impl Fn(&CrossEncoder, &Batch) -> Tensor<2> + Sync,
 ) -> Result<Vec<Vec<f32>>> {
     model.check(encodings)?;
     // Without autodiff: nothing to keep for a backward pass, and no dropout.
     let model = model.valid();
     let device = model.device();
     let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
-    let mut rows = vec![Vec::new(); encodings.len()];
-    for bucket in length_buckets(&lengths, tokens_per_batch) {
+    let buckets = length_buckets(&lengths, tokens_per_batch);
+    let outputs = parallel_map(&buckets, parallelism(&device), |bucket| {
         let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
         let batch = Batch::new(&inputs, model.config().pad_token_id, &device);
         let output = output(&model, &batch);
         let [_, width] = output.dims();
-        let values = output.try_into_vec_as::<f32>()?;
+        Ok::<_, Error>((width, output.try_into_vec_as::<f32>()?))
+    });
+    let mut rows = vec![Vec::new(); encodings.len()];
+    for (bucket, output) in buckets.into_iter().zip(outputs) {
+        let (width, values) = output?;
         for (place, row) in bucket.into_iter().zip(values.chunks(width)) {
             rows[place] = row.to_vec();
         }

@@ -24,10 +24,9 @@ pub(crate) struct Group {
 }
 
 impl Step {
-    /// All examples, and for each the number of its group in this step.
-    pub(crate) fn examples(&self) -> (Vec<usize>, Vec<usize>) {
-        let numbered = self.groups.iter().enumerate();
-        numbered.flat_map(|(number, group)| group.examples.iter().map(move |e| (*e, number))).unzip()
+    /// The groups in runs of nearly one number, at most `count` of them, none empty.
+    pub(crate) fn shards(&self, count: usize) -> Vec<&[Group]> {
+        self.groups.chunks(self.groups.len().div_ceil(count.max(1)).max(1)).collect()
     }
 }
 
@@ -109,10 +108,11 @@ mod tests {
         let dataset = dataset(&[20, 3, 9, 1]);
         let steps = epoch(&dataset, &schedule(), 7, 0);
         assert_eq!(steps.len(), steps_per_epoch(&dataset, &schedule()));
-        let mut seen: Vec<usize> = steps.iter().flat_map(|step| step.examples().0).collect();
+        let groups = || steps.iter().flat_map(|step| &step.groups);
+        let mut seen: Vec<usize> = groups().flat_map(|group| group.examples.clone()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..33).collect::<Vec<_>>());
-        for group in steps.iter().flat_map(|step| &step.groups) {
+        for group in groups() {
             assert!(group.examples.len() <= 8);
             let of_query = &dataset.queries[group.query].examples;
             assert!(group.examples.iter().all(|example| of_query.contains(example)));

@@ -35,19 +35,11 @@ impl Dataset {
         collection: &Collection,
         tokenizer: &PairTokenizer,
     ) -> Result<Self> {
-        let mut judgements = judgement::read(labels)?;
-        // The order of a file is the order in which answers came in: no two collections alike.
-        judgements.sort_by(|a, b| {
-            (&a.query_id, &a.document_id).cmp(&(&b.query_id, &b.document_id))
-        });
+        let judgements = judgement::read(labels)?;
         let mut texts = Vec::with_capacity(judgements.len());
         let mut by_query: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (example, judgement) in judgements.iter().enumerate() {
-            let query = collection.query(&judgement.query_id, labels)?;
-            let document = collection.document(&judgement.document_id, labels)?;
-            if judgement::text_digest(query, document) != judgement.text {
-                return Err(judgement::stale(labels.to_owned(), judgement).into());
-            }
+            let (query, document) = judgement::subject(judgement, collection, labels)?;
             texts.push((query.text.as_str(), document.full_text()));
             by_query.entry(&judgement.query_id).or_default().push(example);
         }

@@ -15,19 +15,46 @@ use burn::tensor::{Tensor, TensorData};
 ///   each belongs to
 /// - output: `[1]`
 pub fn margin_mse(scores: Tensor<1>, targets: &[f32], groups: &[usize]) -> Tensor<1> {
-    let count = targets.len();
-    let mut pairs_of: BTreeMap<usize, f32> = BTreeMap::new();
-    let pairs = || (0..count).flat_map(|i| (0..count).map(move |j| (i, j)));
-    let is_pair = |i: usize, j: usize| groups[i] == groups[j] && targets[i] > targets[j];
-    for (i, _) in pairs().filter(|&(i, j)| is_pair(i, j)) {
-        *pairs_of.entry(groups[i]).or_default() += 1.0;
+    let compared = compared_groups(targets, groups);
+    margin_mse_of(scores, targets, groups, compared)
+}
+
+/// How many groups have a pair that the teacher tells apart.
+pub(crate) fn compared_groups(targets: &[f32], groups: &[usize]) -> usize {
+    pairs_by_group(targets, groups).len()
+}
+
+fn pairs_by_group(targets: &[f32], groups: &[usize]) -> BTreeMap<usize, f32> {
+    let mut pairs_of = BTreeMap::new();
+    for i in 0..targets.len() {
+        for j in 0..targets.len() {
+            if groups[i] == groups[j] && targets[i] > targets[j] {
+                *pairs_of.entry(groups[i]).or_default() += 1.0;
+            }
+        }
     }
-    let compared = pairs_of.len() as f32;
+    pairs_of
+}
+
+/// [`margin_mse`] of some of the groups of a step in which `compared` groups are compared: what
+/// these give for all shards of the step adds up to the step's.
+pub(crate) fn margin_mse_of(
+    scores: Tensor<1>,
+    targets: &[f32],
+    groups: &[usize],
+    compared: usize,
+) -> Tensor<1> {
+    let count = targets.len();
+    let pairs_of = pairs_by_group(targets, groups);
     let mut weights = vec![0.0; count * count];
     let mut margins = vec![0.0; count * count];
-    for (i, j) in pairs().filter(|&(i, j)| is_pair(i, j)) {
-        weights[i * count + j] = 1.0 / (pairs_of[&groups[i]] * compared);
-        margins[i * count + j] = targets[i] - targets[j];
+    for i in 0..count {
+        for j in 0..count {
+            if groups[i] == groups[j] && targets[i] > targets[j] {
+                weights[i * count + j] = 1.0 / (pairs_of[&groups[i]] * compared as f32);
+                margins[i * count + j] = targets[i] - targets[j];
+            }
+        }
     }
     let device = scores.device();
     let matrix = |values| Tensor::<2>::from_data(TensorData::new(values, [count, count]), &device);
@@ -63,7 +90,20 @@ pub fn margin_mse_with_bce(
     groups: &[usize],
     bce_weight: f64,
 ) -> Tensor<1> {
-    let margins = margin_mse(scores.clone(), targets, groups);
+    let compared = compared_groups(targets, groups);
+    margin_mse_with_bce_of(scores, targets, groups, compared, bce_weight)
+}
+
+/// [`margin_mse_with_bce`] of a shard: see [`margin_mse_of`]. The caller scales `bce_weight` by the
+/// shard's share of the step's documents.
+pub(crate) fn margin_mse_with_bce_of(
+    scores: Tensor<1>,
+    targets: &[f32],
+    groups: &[usize],
+    compared: usize,
+    bce_weight: f64,
+) -> Tensor<1> {
+    let margins = margin_mse_of(scores.clone(), targets, groups, compared);
     if bce_weight == 0.0 {
         return margins;
     }

@@ -15,6 +15,9 @@ use safetensors::{Dtype, SafeTensors};
 use crate::settings::OptimizerSettings;
 use crate::{Error, Result};
 
+/// Numbers that one core handles at a time.
+const CHUNK: usize = 1 << 14;
+
 /// The optimiser and its moments, which live beside the parameters under the same names.
 pub struct AdamW {
     settings: OptimizerSettings,
@@ -41,15 +44,13 @@ impl AdamW {
         Self { settings: settings.clone(), steps: 0, moments: BTreeMap::new() }
     }
 
-    /// One update of every parameter that has a gradient.
-    ///
-    /// # Errors
-    /// A gradient norm that is not finite, as its value: nothing is updated then, and the model
-    /// comes back as it was.
+    /// One update of every parameter that has a gradient, by the sum of its gradients: there may be
+    /// several shards of a loss. Gives back the norm of the sum; where that is not finite, nothing
+    /// was updated.
     pub fn step(
         &mut self,
         model: CrossEncoder,
-        gradients: &Gradients,
+        gradients: &[Gradients],
         learning_rate: f64,
     ) -> (CrossEncoder, f64) {
         let gradients = StepGradients::collect(&model, gradients);
@@ -137,7 +138,7 @@ impl AdamW {
 }
 
 impl StepGradients {
-    fn collect(model: &CrossEncoder, gradients: &Gradients) -> Self {
+    fn collect(model: &CrossEncoder, gradients: &[Gradients]) -> Self {
         let mut collect = Collect { gradients, by_name: BTreeMap::new() };
         model.visit_parameters(&mut collect);
         // Summed in the order of names, so that the same gradients give the same norm.
@@ -148,13 +149,15 @@ impl StepGradients {
 }
 
 struct Collect<'a> {
-    gradients: &'a Gradients,
+    gradients: &'a [Gradients],
     by_name: BTreeMap<String, Tensor<1>>,
 }
 
 impl ParameterVisitor for Collect<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        if let Some(gradient) = parameter.val().grad(self.gradients) {
+        let value = parameter.val();
+        let shards = self.gradients.iter().filter_map(|shard| value.grad(shard));
+        if let Some(gradient) = shards.reduce(add) {
             self.by_name.insert(name.to_owned(), gradient.flatten(0, N - 1));
         }
     }
@@ -236,7 +239,6 @@ fn update_on_host(
     moments: Moments,
     constants: Constants,
 ) -> (Tensor<1>, Moments) {
-    const CHUNK: usize = 1 << 14;
     let device = value.device();
     let host = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
     let (mut value, gradient) = (host(value), host(gradient));
@@ -265,6 +267,23 @@ fn update_on_host(
     });
     let device = |values| from_host(values, &device);
     (device(value), Moments { mean: device(mean), square: device(square) })
+}
+
+/// On the CPU on all cores, as [`update_on_host`] is and for its reason.
+fn add<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> Tensor<N> {
+    let device = a.device();
+    if device != Device::flex() {
+        return a + b;
+    }
+    let shape = a.dims();
+    let host = |tensor: Tensor<N>| tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
+    let (mut a, b) = (host(a), host(b));
+    a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+    });
+    Tensor::from_data(TensorData::new(a, shape), &device)
 }
 
 fn sum_of_squares(tensor: &Tensor<1>) -> f64 {

@@ -6,18 +6,18 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Gradients, Tensor};
 use fs_err as fs;
 use retort_data::collection::Collection;
 use retort_model::{Batch, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::batches::{self, Step};
+use crate::batches::{self, Group, Step};
 use crate::checkpoint::{self, State};
 use crate::dataset::Dataset;
 use crate::evaluation::Evaluation;
-use crate::loss::margin_mse_with_bce;
+use crate::loss;
 use crate::optimizer::AdamW;
 use crate::schedule::learning_rate_factor;
 use crate::settings::TrainSettings;
@@ -285,8 +285,8 @@ struct StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// One update: forward in passes over pairs of like length, loss over all of them, backward,
-    /// AdamW.
+    /// One update: per shard forward in passes over pairs of like length, the shard's part of the
+    /// loss, and backward; then AdamW.
     fn make(
         &self,
         student: CrossEncoder,
@@ -296,54 +296,78 @@ impl StepContext<'_> {
         device: &Device,
     ) -> Result<(CrossEncoder, StepReport)> {
         let started = Instant::now();
-        let (examples, groups) = step.examples();
-        let pairs: Vec<&Encoded> = examples.iter().map(|e| &self.dataset.pairs[*e]).collect();
-        let lengths: Vec<usize> = pairs.iter().map(|pair| pair.len()).collect();
-        let passes = length_buckets(&lengths, self.settings.schedule.tokens_per_pass);
-        let pad_token_id = student.config().pad_token_id;
+        // Dropout draws from one generator: in which order, two threads would leave to chance.
+        let threads =
+            if self.settings.model.dropout > 0.0 { 1 } else { retort_model::parallelism(device) };
+        let whole = Shard::of(&step.groups, self.dataset);
+        let shards: Vec<Shard> =
+            step.shards(threads).into_iter().map(|groups| Shard::of(groups, self.dataset)).collect();
+        let parts = retort_model::parallel_map(&shards, threads, |shard| {
+            self.backward(&student, shard, &whole, device)
+        });
+        let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, Vec::new());
+        for part in parts {
+            let part = part?;
+            loss += part.loss;
+            computed_tokens += part.computed_tokens;
+            gradients.push(part.gradients);
+        }
+        if !loss.is_finite() {
+            return Err(self.not_finite("loss", loss, step));
+        }
+        let (student, norm) = optimizer.step(student, &gradients, learning_rate);
+        if !norm.is_finite() {
+            return Err(self.not_finite("gradient norm", norm, step));
+        }
+        let tokens: usize = whole.lengths(self.dataset).iter().sum();
+        let report = StepReport {
+            step: self.number,
+            steps: self.steps,
+            loss,
+            learning_rate,
+            gradient_norm: norm,
+            pairs: whole.examples.len(),
+            seconds: started.elapsed().as_secs_f64(),
+            padding: 1.0 - tokens as f64 / computed_tokens as f64,
+        };
+        Ok((student, report))
+    }
+
+    fn backward(
+        &self,
+        student: &CrossEncoder,
+        shard: &Shard,
+        whole: &Shard,
+        device: &Device,
+    ) -> Result<Part> {
+        let passes =
+            length_buckets(&shard.lengths(self.dataset), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
         let mut scores = Vec::new();
         for pass in &passes {
-            let inputs: Vec<&Encoded> = pass.iter().map(|place| pairs[*place]).collect();
-            let batch = Batch::new(&inputs, pad_token_id, device);
+            let inputs: Vec<&Encoded> =
+                pass.iter().map(|place| &self.dataset.pairs[shard.examples[*place]]).collect();
+            let batch = Batch::new(&inputs, student.config().pad_token_id, device);
             computed_tokens += batch.input_ids.dims().iter().product::<usize>();
             scores.push(student.forward(&batch));
         }
         // The loss takes targets in the order of the passes, which spares putting scores back.
         let order = || passes.iter().flatten();
-        let targets: Vec<f32> = order().map(|place| self.dataset.targets[examples[*place]]).collect();
-        let groups: Vec<usize> = order().map(|place| groups[*place]).collect();
-        let loss = margin_mse_with_bce(
+        let targets: Vec<f32> = order().map(|place| shard.targets[*place]).collect();
+        let groups: Vec<usize> = order().map(|place| shard.groups[*place]).collect();
+        let share = targets.len() as f64 / whole.targets.len() as f64;
+        let loss = loss::margin_mse_with_bce_of(
             Tensor::cat(scores, 0),
             &targets,
             &groups,
-            self.settings.loss.bce_weight,
+            loss::compared_groups(&whole.targets, &whole.groups),
+            self.settings.loss.bce_weight * share,
         );
         let value = loss
             .clone()
             .try_into_vec_as::<f32>()
             .map_err(|error| Error::Model(retort_model::Error::from(error)))?;
-        let value = f64::from(value[0]);
-        if !value.is_finite() {
-            return Err(self.not_finite("loss", value, step));
-        }
-        let gradients = loss.backward();
-        let (student, norm) = optimizer.step(student, &gradients, learning_rate);
-        if !norm.is_finite() {
-            return Err(self.not_finite("gradient norm", norm, step));
-        }
-        let tokens: usize = lengths.iter().sum();
-        let report = StepReport {
-            step: self.number,
-            steps: self.steps,
-            loss: value,
-            learning_rate,
-            gradient_norm: norm,
-            pairs: pairs.len(),
-            seconds: started.elapsed().as_secs_f64(),
-            padding: 1.0 - tokens as f64 / computed_tokens as f64,
-        };
-        Ok((student, report))
+        Ok(Part { loss: f64::from(value[0]), computed_tokens, gradients: loss.backward() })
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
@@ -353,6 +377,39 @@ impl StepContext<'_> {
         }
         Error::NotFinite { step: self.number, what, value, queries: queries.trim_end().to_owned() }
     }
+}
+
+/// Some groups of a step.
+struct Shard {
+    /// Places in [`Dataset::pairs`].
+    examples: Vec<usize>,
+    /// The group of each, numbered within the shard.
+    groups: Vec<usize>,
+    /// The teacher's logit of each.
+    targets: Vec<f32>,
+}
+
+impl Shard {
+    fn of(groups: &[Group], dataset: &Dataset) -> Self {
+        let (examples, groups): (Vec<usize>, Vec<usize>) = groups
+            .iter()
+            .enumerate()
+            .flat_map(|(number, group)| group.examples.iter().map(move |e| (*e, number)))
+            .unzip();
+        let targets = examples.iter().map(|example| dataset.targets[*example]).collect();
+        Self { examples, groups, targets }
+    }
+
+    fn lengths(&self, dataset: &Dataset) -> Vec<usize> {
+        self.examples.iter().map(|example| dataset.pairs[*example].len()).collect()
+    }
+}
+
+/// What a shard gives to the step.
+struct Part {
+    loss: f64,
+    computed_tokens: usize,
+    gradients: Gradients,
 }
 
 /// `metrics.jsonl`, which only grows; of a run that is gone on with, lines after its checkpoint

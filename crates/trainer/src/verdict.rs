@@ -225,11 +225,7 @@ fn read_grades(
 ) -> Result<HashMap<(String, String), f32>> {
     let mut grades = HashMap::new();
     for judgement in judgement::read(labels)? {
-        let query = collection.query(&judgement.query_id, labels)?;
-        let document = collection.document(&judgement.document_id, labels)?;
-        if judgement::text_digest(query, document) != judgement.text {
-            return Err(judgement::stale(labels.to_owned(), &judgement).into());
-        }
+        judgement::subject(&judgement, collection, labels)?;
         #[expect(clippy::cast_possible_truncation, reason = "only ordered by")]
         let grade = judgement.grade as f32;
         grades.insert((judgement.query_id, judgement.document_id), grade);

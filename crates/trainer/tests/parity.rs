@@ -113,7 +113,7 @@ fn ten_steps_of_adamw_match_pytorch() {
             let loss = golden.loss(&model, &batch);
             assert_near(&format!("loss {step}"), value(loss.clone()), *expected, 1e-4);
             let norm;
-            (model, norm) = optimizer.step(model, &loss.backward(), 1e-3);
+            (model, norm) = optimizer.step(model, &[loss.backward()], 1e-3);
             if step == 0 {
                 let error = (norm - golden.gradient_norm).abs() / golden.gradient_norm;
                 assert!(error < 1e-5, "norm {norm}, expected {}", golden.gradient_norm);

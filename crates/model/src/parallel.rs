@@ -1,0 +1,64 @@
+//! Independent pieces of work side by side.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use burn::tensor::Device;
+
+/// How many pieces of work a device gains from doing side by side: on the CPU one a core, because
+/// there most operations but matrix products run on one core; elsewhere one.
+pub fn parallelism(device: &Device) -> usize {
+    if device.clone().without_autodiff() == Device::flex() {
+        thread::available_parallelism().map_or(1, usize::from)
+    } else {
+        1
+    }
+}
+
+/// `work` on every item, on that many threads; the results in the order of the items.
+///
+/// These are threads of their own and not the pool that matrix products run on: a pool's thread
+/// that waits for its product may take up other work, and wait for a lock it holds itself.
+pub fn parallel_map<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    if threads.min(items.len()) <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        while let Some((place, item)) = {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            items.get(place).map(|item| (place, item))
+        } {
+            done.push((place, work(item)));
+        }
+        done
+    };
+    let mut results: Vec<(usize, R)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.min(items.len())).map(|_| scope.spawn(take)).collect();
+        let joined = threads.into_iter().map(|one| one.join().unwrap_or_else(|p| resume_unwind(p)));
+        joined.flatten().collect()
+    });
+    results.sort_by_key(|(place, _)| *place);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let items: Vec<usize> = (0..100).collect();
+        for threads in [0, 1, 3, 200] {
+            let squares = parallel_map(&items, threads, |item| item * item);
+            assert!(squares.iter().enumerate().all(|(item, square)| item * item == *square));
+        }
+        assert!(parallel_map(&[] as &[usize], 4, |item| *item).is_empty());
+    }
+}
