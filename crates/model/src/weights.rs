@@ -145,6 +145,13 @@ impl CrossEncoder {
         })
     }
 
+    /// The same parameters as leaves of a graph of their own, so that a backward pass through this
+    /// model and one through the original can run side by side.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        self.clone().map_parameters(&mut Fork)
+    }
+
     fn fill(self, path: &Path, head: Head) -> Result<Self> {
         let bytes = fs::read(path)?;
         let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors {
@@ -249,6 +256,16 @@ impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
     fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
         let name = self.name();
         self.inner.map(&name, parameter)
+    }
+}
+
+struct Fork;
+
+impl ParameterMapper for Fork {
+    fn map<const N: usize>(&mut self, _name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let leaf = Tensor::from_inner(parameter.val().inner());
+        let id = parameter.id;
+        parameter.transform_for_load(leaf, id)
     }
 }
 

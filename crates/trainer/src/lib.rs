@@ -27,7 +27,7 @@ mod verdict;
 
 pub use checkpoint::{best_model, settings};
 pub use error::{Error, Result};
-pub use optimizer::AdamW;
+pub use optimizer::{AdamW, NamedGradients};
 pub use settings::{
     DataSettings, EvaluationSettings, LossSettings, ModelSettings, OptimizerSettings,
     ScheduleSettings, TrainSettings, VerdictSettings,

@@ -31,11 +31,9 @@ struct Moments {
     square: Tensor<1>,
 }
 
-/// The gradients of one step, by Hugging Face name, flattened, without autodiff.
-pub(crate) struct StepGradients {
+/// Gradients by Hugging Face name, flattened, without autodiff.
+pub struct NamedGradients {
     by_name: BTreeMap<String, Tensor<1>>,
-    /// The norm over all parameters together.
-    pub(crate) norm: f64,
 }
 
 impl AdamW {
@@ -44,17 +42,15 @@ impl AdamW {
         Self { settings: settings.clone(), steps: 0, moments: BTreeMap::new() }
     }
 
-    /// One update of every parameter that has a gradient, by the sum of its gradients: there may be
-    /// several shards of a loss. Gives back the norm of the sum; where that is not finite, nothing
-    /// was updated.
+    /// One update of every parameter that has a gradient. Gives back the gradients' norm; where
+    /// that is not finite, nothing was updated.
     pub fn step(
         &mut self,
         model: CrossEncoder,
-        gradients: &[Gradients],
+        gradients: NamedGradients,
         learning_rate: f64,
     ) -> (CrossEncoder, f64) {
-        let gradients = StepGradients::collect(&model, gradients);
-        let norm = gradients.norm;
+        let norm = gradients.norm();
         if !norm.is_finite() {
             return (model, norm);
         }
@@ -137,27 +133,42 @@ impl AdamW {
     }
 }
 
-impl StepGradients {
-    fn collect(model: &CrossEncoder, gradients: &[Gradients]) -> Self {
+impl NamedGradients {
+    /// Of a model's parameters.
+    pub fn of(model: &CrossEncoder, gradients: &Gradients) -> Self {
         let mut collect = Collect { gradients, by_name: BTreeMap::new() };
         model.visit_parameters(&mut collect);
+        Self { by_name: collect.by_name }
+    }
+
+    /// The gradients of a sum of losses, from those of its terms.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        for (name, gradient) in other.by_name {
+            let sum = match self.by_name.remove(&name) {
+                None => gradient,
+                Some(this) => add(this, gradient),
+            };
+            self.by_name.insert(name, sum);
+        }
+        self
+    }
+
+    /// The norm over all parameters together.
+    fn norm(&self) -> f64 {
         // Summed in the order of names, so that the same gradients give the same norm.
-        let squares = collect.by_name.values().map(sum_of_squares);
-        let norm = squares.sum::<f64>().sqrt();
-        Self { by_name: collect.by_name, norm }
+        self.by_name.values().map(sum_of_squares).sum::<f64>().sqrt()
     }
 }
 
 struct Collect<'a> {
-    gradients: &'a [Gradients],
+    gradients: &'a Gradients,
     by_name: BTreeMap<String, Tensor<1>>,
 }
 
 impl ParameterVisitor for Collect<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        let value = parameter.val();
-        let shards = self.gradients.iter().filter_map(|shard| value.grad(shard));
-        if let Some(gradient) = shards.reduce(add) {
+        if let Some(gradient) = parameter.val().grad(self.gradients) {
             self.by_name.insert(name.to_owned(), gradient.flatten(0, N - 1));
         }
     }
@@ -240,7 +251,6 @@ fn update_on_host(
     constants: Constants,
 ) -> (Tensor<1>, Moments) {
     let device = value.device();
-    let host = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
     let (mut value, gradient) = (host(value), host(gradient));
     let (mut mean, mut square) = (host(moments.mean), host(moments.square));
     #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
@@ -270,20 +280,18 @@ fn update_on_host(
 }
 
 /// On the CPU on all cores, as [`update_on_host`] is and for its reason.
-fn add<const N: usize>(a: Tensor<N>, b: Tensor<N>) -> Tensor<N> {
+fn add(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
     let device = a.device();
     if device != Device::flex() {
         return a + b;
     }
-    let shape = a.dims();
-    let host = |tensor: Tensor<N>| tensor.into_data().try_into_vec::<f32>().unwrap_or_default();
     let (mut a, b) = (host(a), host(b));
     a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
         for (a, b) in a.iter_mut().zip(b) {
             *a += b;
         }
     });
-    Tensor::from_data(TensorData::new(a, shape), &device)
+    from_host(a, &device)
 }
 
 fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
@@ -304,6 +312,11 @@ fn to_host(tensor: Tensor<1>) -> Result<Vec<f32>> {
     tensor
         .try_into_vec_as::<f32>()
         .map_err(|error| Error::Model(retort_model::Error::from(error)))
+}
+
+/// The numbers of a tensor that is in this memory: moved, not copied, where nobody shares them.
+fn host(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
 }
 
 fn from_host(values: Vec<f32>, device: &Device) -> Tensor<1> {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_data::collection::Collection;
 use retort_model::{Batch, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
@@ -18,7 +18,7 @@ use crate::checkpoint::{self, State};
 use crate::dataset::Dataset;
 use crate::evaluation::Evaluation;
 use crate::loss;
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, NamedGradients};
 use crate::schedule::learning_rate_factor;
 use crate::settings::TrainSettings;
 use crate::verdict::{self, Verdict};
@@ -303,19 +303,23 @@ impl StepContext<'_> {
         let shards: Vec<Shard> =
             step.shards(threads).into_iter().map(|groups| Shard::of(groups, self.dataset)).collect();
         let parts = retort_model::parallel_map(&shards, threads, |shard| {
-            self.backward(&student, shard, &whole, device)
+            self.backward(&student.fork(), shard, &whole, device)
         });
-        let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, Vec::new());
+        let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, None::<NamedGradients>);
         for part in parts {
             let part = part?;
             loss += part.loss;
             computed_tokens += part.computed_tokens;
-            gradients.push(part.gradients);
+            gradients = Some(match gradients {
+                None => part.gradients,
+                Some(sum) => sum.plus(part.gradients),
+            });
         }
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
-        let (student, norm) = optimizer.step(student, &gradients, learning_rate);
+        let Some(gradients) = gradients else { return Err(self.not_finite("loss", loss, step)) };
+        let (student, norm) = optimizer.step(student, gradients, learning_rate);
         if !norm.is_finite() {
             return Err(self.not_finite("gradient norm", norm, step));
         }
@@ -367,7 +371,8 @@ impl StepContext<'_> {
             .clone()
             .try_into_vec_as::<f32>()
             .map_err(|error| Error::Model(retort_model::Error::from(error)))?;
-        Ok(Part { loss: f64::from(value[0]), computed_tokens, gradients: loss.backward() })
+        let gradients = NamedGradients::of(student, &loss.backward());
+        Ok(Part { loss: f64::from(value[0]), computed_tokens, gradients })
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
@@ -409,7 +414,7 @@ impl Shard {
 struct Part {
     loss: f64,
     computed_tokens: usize,
-    gradients: Gradients,
+    gradients: NamedGradients,
 }
 
 /// `metrics.jsonl`, which only grows; of a run that is gone on with, lines after its checkpoint

@@ -11,7 +11,7 @@ use fs_err as fs;
 use retort_model::{
     Batch, CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, is_transposed,
 };
-use retort_trainer::{AdamW, OptimizerSettings, loss};
+use retort_trainer::{AdamW, NamedGradients, OptimizerSettings, loss};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -112,8 +112,9 @@ fn ten_steps_of_adamw_match_pytorch() {
         for (step, expected) in expected.iter().enumerate() {
             let loss = golden.loss(&model, &batch);
             assert_near(&format!("loss {step}"), value(loss.clone()), *expected, 1e-4);
+            let gradients = NamedGradients::of(&model, &loss.backward());
             let norm;
-            (model, norm) = optimizer.step(model, &[loss.backward()], 1e-3);
+            (model, norm) = optimizer.step(model, gradients, 1e-3);
             if step == 0 {
                 let error = (norm - golden.gradient_norm).abs() / golden.gradient_norm;
                 assert!(error < 1e-5, "norm {norm}, expected {}", golden.gradient_norm);
