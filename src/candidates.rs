@@ -40,12 +40,29 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let Arguments { collection, split, out, bm25, trigrams, random, seed } = arguments;
+    let Arguments {
+        collection,
+        split,
+        out,
+        bm25,
+        trigrams,
+        random,
+        seed,
+    } = arguments;
     let collection = Collection::read(collection)?;
     let qrels = collection.qrels(split)?;
-    let mix = Mix { bm25: *bm25, trigrams: *trigrams, random: *random };
-    let drawn =
-        candidates::draw(&collection, &qrels, &collection.qrels_path(split), mix, *seed)?;
+    let mix = Mix {
+        bm25: *bm25,
+        trigrams: *trigrams,
+        random: *random,
+    };
+    let drawn = candidates::draw(
+        &collection,
+        &qrels,
+        &collection.qrels_path(split),
+        mix,
+        *seed,
+    )?;
     candidates::write(out, &drawn)?;
 
     let mut sources = BTreeMap::new();
@@ -54,7 +71,12 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     }
     progress::summary(
         as_json,
-        &format!("{}: {} pairs for {} queries {sources:?}", out.display(), drawn.len(), qrels.len()),
+        &format!(
+            "{}: {} pairs for {} queries {sources:?}",
+            out.display(),
+            drawn.len(),
+            qrels.len()
+        ),
         &json!({"out": out, "pairs": drawn.len(), "queries": qrels.len(), "sources": sources}),
     );
     Ok(())

@@ -32,19 +32,18 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 
 /// The code of an error that has one of its own.
 fn code(error: &(dyn Error + 'static)) -> Option<u8> {
-    if let Some(error) = error.downcast_ref() {
-        Some(of_data(error))
-    } else if let Some(error) = error.downcast_ref() {
-        Some(of_trainer(error))
-    } else if let Some(error) = error.downcast_ref() {
-        Some(of_model(error))
-    } else if let Some(error) = error.downcast_ref() {
-        Some(of_export(error))
-    } else if let Some(error) = error.downcast_ref() {
-        Some(of_hub(error))
-    } else {
-        error.downcast_ref().map(of_io)
-    }
+    let data = || error.downcast_ref().map(of_data);
+    let trainer = || error.downcast_ref().map(of_trainer);
+    let model = || error.downcast_ref().map(of_model);
+    let export = || error.downcast_ref().map(of_export);
+    let hub = || error.downcast_ref().map(of_hub);
+    let io = || error.downcast_ref().map(of_io);
+    data()
+        .or_else(trainer)
+        .or_else(model)
+        .or_else(export)
+        .or_else(hub)
+        .or_else(io)
 }
 
 fn of_data(error: &DataError) -> u8 {

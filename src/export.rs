@@ -22,10 +22,20 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let settings = retort_trainer::settings(run)?;
     let model = retort_trainer::best_model(run)?;
     let max_tokens = settings.data.max_tokens;
-    retort_export::export(&Source { model: &model, max_tokens, origin: &settings.name }, out)?;
+    retort_export::export(
+        &Source {
+            model: &model,
+            max_tokens,
+            origin: &settings.name,
+        },
+        out,
+    )?;
     progress::summary(
         as_json,
-        &format!("{}: a serving directory, {max_tokens} tokens", out.display()),
+        &format!(
+            "{}: a serving directory, {max_tokens} tokens",
+            out.display()
+        ),
         &json!({"out": out, "model": model, "max_tokens": max_tokens}),
     );
     Ok(())

@@ -33,11 +33,13 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         bar.set_length(now.total as u64);
         bar.set_position(now.done as u64);
         bar.set_message(format!("{rate:.1} pairs/s, {} failed", now.failed));
-        if bar.is_hidden() && (now.done % PAIRS_PER_LINE == 0 || now.done == now.total) {
+        if bar.is_hidden() && (now.done.is_multiple_of(PAIRS_PER_LINE) || now.done == now.total) {
             let left = (now.total - now.done) as f64 / rate / 60.0;
             tracing::info!(
                 "pair {}/{} | {rate:.1} pairs/s | {} failed | {left:.1} min left",
-                now.done, now.total, now.failed
+                now.done,
+                now.total,
+                now.failed
             );
         }
     };

@@ -68,7 +68,11 @@ fn main() -> ExitCode {
 }
 
 fn log_to_stderr(verbose: bool) {
-    let default = if verbose { "warn,retort=debug" } else { "warn,retort=info" };
+    let default = if verbose {
+        "warn,retort=debug"
+    } else {
+        "warn,retort=info"
+    };
     let filter = EnvFilter::try_from_env("RETORT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -49,8 +49,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if pairs.is_empty() {
             return Ok(());
         }
-        let texts: Vec<(&str, &str)> =
-            pairs.iter().map(|pair| (&*pair.query, &*pair.document)).collect();
+        let texts: Vec<(&str, &str)> = pairs
+            .iter()
+            .map(|pair| (&*pair.query, &*pair.document))
+            .collect();
         let mut out = io::stdout().lock();
         for score in scorer.score(&texts)? {
             serde_json::to_writer(&mut out, &score)?;

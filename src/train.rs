@@ -53,7 +53,12 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     tracing::info!("base model: {}", base.origin);
     tracing::info!("run: {}", folder.display());
 
-    let run = Run { settings: &settings, folder: &folder, base: &base.folder, device: &device };
+    let run = Run {
+        settings: &settings,
+        folder: &folder,
+        base: &base.folder,
+        device: &device,
+    };
     let mut display = Display::new();
     let outcome = retort_trainer::train(&run, |event| display.show(&event));
     display.bar.finish_and_clear();
@@ -133,7 +138,13 @@ const STEPS_PER_LINE: usize = 10;
 impl Display {
     fn new() -> Self {
         let bar = progress::bar(0, "train");
-        Self { bar, started: Instant::now(), pairs: 0, steps: 0, smooth_loss: None }
+        Self {
+            bar,
+            started: Instant::now(),
+            pairs: 0,
+            steps: 0,
+            smooth_loss: None,
+        }
     }
 
     fn show(&mut self, event: &Event) {
@@ -151,15 +162,18 @@ impl Display {
                 self.pairs += made.pairs;
                 self.steps += 1;
                 // The loss of one step is noisy; over some twenty steps it shows where it goes.
-                let loss = self.smooth_loss.map_or(made.loss, |old| 0.9 * old + 0.1 * made.loss);
+                let loss = self
+                    .smooth_loss
+                    .map_or(made.loss, |old| 0.9 * old + 0.1 * made.loss);
                 self.smooth_loss = Some(loss);
                 let seconds = self.started.elapsed().as_secs_f64();
                 let left = seconds / self.steps as f64 * (made.steps - made.step) as f64;
                 let rate = self.pairs as f64 / seconds;
                 self.bar.set_length(made.steps as u64);
                 self.bar.set_position(made.step as u64);
-                self.bar.set_message(format!("loss {loss:.4} | {rate:.1} pairs/s"));
-                let line_due = made.step % STEPS_PER_LINE == 0 || made.step == made.steps;
+                self.bar
+                    .set_message(format!("loss {loss:.4} | {rate:.1} pairs/s"));
+                let line_due = made.step.is_multiple_of(STEPS_PER_LINE) || made.step == made.steps;
                 if line_due && !stderr().is_terminal() {
                     self.say(&format!(
                         "step {}/{} | loss {loss:.4} | lr {:.2e} | grad {:.2} | {rate:.1} pairs/s \

@@ -15,7 +15,7 @@ use retort_data::judgement;
 fn label(folder: &Path, teacher: &Teacher, pairs: usize) -> Command {
     let candidates = folder.join("candidates.jsonl");
     let all = std::fs::read_to_string(root().join("training-data/shop/candidates/dev.jsonl"));
-    let part: String = all.unwrap().lines().take(pairs).map(|line| format!("{line}\n")).collect();
+    let part: String = all.unwrap().split_inclusive('\n').take(pairs).collect();
     std::fs::write(&candidates, part).unwrap();
     let mut command = retort();
     command.args(["label", "--config", "configs/label.toml"]);
@@ -55,21 +55,35 @@ fn labels_every_pair_once_and_nothing_twice() {
     assert_eq!(request["logprobs"], true);
     let messages = request["messages"].as_array().unwrap();
     assert_eq!(messages[0]["role"], "system");
-    assert!(messages.last().unwrap()["content"].as_str().unwrap().contains("Search: "));
+    assert!(
+        messages.last().unwrap()["content"]
+            .as_str()
+            .unwrap()
+            .contains("Search: ")
+    );
 }
 
 #[test]
 fn failures_that_pass_are_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|number, _| match number {
-        0 => (429, "retry-after-ms: 20\r\n", "{\"error\":\"slow down\"}".to_owned()),
+        0 => (
+            429,
+            "retry-after-ms: 20\r\n",
+            "{\"error\":\"slow down\"}".to_owned(),
+        ),
         1 => (503, "", "busy".to_owned()),
         2 => (200, "", "<html>".to_owned()),
         _ => (200, "", grades()),
     });
     succeed(&mut label(folder.path(), &teacher, 4));
     assert_eq!(teacher.count(), 7);
-    assert_eq!(judgement::read(&folder.path().join("labels.jsonl")).unwrap().len(), 4);
+    assert_eq!(
+        judgement::read(&folder.path().join("labels.jsonl"))
+            .unwrap()
+            .len(),
+        4
+    );
 }
 
 #[test]
@@ -80,10 +94,23 @@ fn an_answer_that_is_no_grade_leaves_the_pair_unlabelled() {
         _ => (200, "", grades()),
     });
     let said = fail(&mut label(folder.path(), &teacher, 4), 75);
-    assert!(said.contains("1 of 4 pairs stayed unlabelled") && said.contains("Sure"), "{said}");
-    assert_eq!(judgement::read(&folder.path().join("labels.jsonl")).unwrap().len(), 3);
+    assert!(
+        said.contains("1 of 4 pairs stayed unlabelled") && said.contains("Sure"),
+        "{said}"
+    );
+    assert_eq!(
+        judgement::read(&folder.path().join("labels.jsonl"))
+            .unwrap()
+            .len(),
+        3
+    );
     succeed(&mut label(folder.path(), &teacher, 4));
-    assert_eq!(judgement::read(&folder.path().join("labels.jsonl")).unwrap().len(), 4);
+    assert_eq!(
+        judgement::read(&folder.path().join("labels.jsonl"))
+            .unwrap()
+            .len(),
+        4
+    );
 }
 
 #[test]
@@ -102,9 +129,17 @@ fn a_teacher_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|_, _| (200, "", grades()));
     let mut command = label(folder.path(), &teacher, 1);
-    command.args(["--set", "teacher.endpoint=http://127.0.0.1:9/v1", "--set", "teacher.retries=0"]);
+    command.args([
+        "--set",
+        "teacher.endpoint=http://127.0.0.1:9/v1",
+        "--set",
+        "teacher.retries=0",
+    ]);
     let said = fail(&mut command, 75);
-    assert!(said.contains("127.0.0.1:9") && said.contains("refused"), "{said}");
+    assert!(
+        said.contains("127.0.0.1:9") && said.contains("refused"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -115,12 +150,18 @@ fn the_committed_shop_is_what_the_generator_makes() {
     let committed = root().join("training-data/shop");
     for split in ["train", "dev", "test"] {
         let mut draw = retort();
-        draw.arg("candidates").arg("--collection").arg(&made).args(["--split", split]);
+        draw.arg("candidates")
+            .arg("--collection")
+            .arg(&made)
+            .args(["--split", split]);
         if split == "dev" {
             // Half as many, for dev is ranked again and again while training.
             draw.args(["--bm25", "5", "--trigrams", "3", "--random", "2"]);
         }
-        succeed(draw.arg("--out").arg(made.join(format!("candidates/{split}.jsonl"))));
+        succeed(
+            draw.arg("--out")
+                .arg(made.join(format!("candidates/{split}.jsonl"))),
+        );
     }
     for name in [
         "corpus.jsonl",

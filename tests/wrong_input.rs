@@ -32,13 +32,21 @@ fn an_unknown_setting_names_the_nearest() {
     let job = SmallJob::new();
     let mut train = job.train("run");
     train.args(["--set", "optimizer.learning_rat=1"]);
-    refused(&job, &mut train, 65, &["learning_rat", "did you mean `learning_rate`?"]);
+    refused(
+        &job,
+        &mut train,
+        65,
+        &["learning_rat", "did you mean `learning_rate`?"],
+    );
 
     let config = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
     let misspelt = job.path("misspelt.toml");
     std::fs::write(&misspelt, config.replace("max_tokens", "max_token")).unwrap();
     let said = fail(retort().args(["train", "--config"]).arg(&misspelt), 65);
-    assert!(said.contains("did you mean `max_tokens`?") && said.contains("misspelt.toml"), "{said}");
+    assert!(
+        said.contains("did you mean `max_tokens`?") && said.contains("misspelt.toml"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -83,7 +91,12 @@ fn bad_labels_name_file_and_line() {
     let mut outside: serde_json::Value = serde_json::from_str(third).unwrap();
     outside["grade"] = 3.5.into();
     with_third(&outside.to_string());
-    refused(&job, &mut job.train("run"), 65, &["labels.jsonl:3: ", "outside the scale 0 to 3"]);
+    refused(
+        &job,
+        &mut job.train("run"),
+        65,
+        &["labels.jsonl:3: ", "outside the scale 0 to 3"],
+    );
 
     outside = serde_json::from_str(third).unwrap();
     outside["text"] = "sha256:of another text".into();
@@ -105,8 +118,17 @@ fn an_existing_run_is_kept() {
 fn model_folder(job: &SmallJob) -> PathBuf {
     let folder = job.path("model");
     std::fs::create_dir(&folder).unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(root().join("tests/golden/bert").join(name), folder.join(name)).unwrap();
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(
+            root().join("tests/golden/bert").join(name),
+            folder.join(name),
+        )
+        .unwrap();
     }
     folder
 }
@@ -118,12 +140,20 @@ fn rewrite(folder: &Path, change: impl Fn(&mut HashMap<String, (Vec<usize>, Vec<
     let mut tensors: HashMap<_, _> = SafeTensors::deserialize(&bytes)
         .unwrap()
         .iter()
-        .map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec())))
+        .map(|(name, view)| {
+            (
+                name.to_owned(),
+                (view.shape().to_vec(), view.data().to_vec()),
+            )
+        })
         .collect();
     change(&mut tensors);
-    let views = tensors
-        .iter()
-        .map(|(name, (shape, data))| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    let views = tensors.iter().map(|(name, (shape, data))| {
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), data).unwrap(),
+        )
+    });
     std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -149,9 +179,15 @@ fn a_model_folder_with_wrong_tensors_names_them() {
         let job = SmallJob::new();
         let folder = model_folder(&job);
         rewrite(&folder, change);
-        let name = if what == "extra" { "bert.stray.weight" } else { NAME };
+        let name = if what == "extra" {
+            "bert.stray.weight"
+        } else {
+            NAME
+        };
         let mut train = job.train("run");
-        train.arg("--set").arg(format!("model.init={}", folder.display()));
+        train
+            .arg("--set")
+            .arg(format!("model.init={}", folder.display()));
         refused(&job, &mut train, 65, &[name]);
         // A serving directory is read as strictly.
         let said = fail(retort().args(["score", "--device", "cpu"]).arg(&folder), 65);
@@ -163,20 +199,38 @@ fn a_model_folder_with_wrong_tensors_names_them() {
 fn pickled_weights_are_refused_with_the_way_to_convert() {
     let job = SmallJob::new();
     let folder = model_folder(&job);
-    std::fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).unwrap();
+    std::fs::rename(
+        folder.join("model.safetensors"),
+        folder.join("pytorch_model.bin"),
+    )
+    .unwrap();
     let mut train = job.train("run");
-    train.arg("--set").arg(format!("model.init={}", folder.display()));
-    refused(&job, &mut train, 65, &["pytorch_model.bin", "save_pretrained"]);
+    train
+        .arg("--set")
+        .arg(format!("model.init={}", folder.display()));
+    refused(
+        &job,
+        &mut train,
+        65,
+        &["pytorch_model.bin", "save_pretrained"],
+    );
 }
 
 #[test]
 fn malformed_pairs_on_stdin_name_their_line() {
     let job = SmallJob::new();
     let pairs = job.path("pairs.jsonl");
-    std::fs::write(&pairs, "{\"query\":\"a\",\"document\":\"b\"}\n{\"query\":\"a\"}\n").unwrap();
+    std::fs::write(
+        &pairs,
+        "{\"query\":\"a\",\"document\":\"b\"}\n{\"query\":\"a\"}\n",
+    )
+    .unwrap();
     let mut score = retort();
     score.args(["score", "--device", "cpu", "tests/golden/bert"]);
     score.stdin(std::fs::File::open(&pairs).unwrap());
     let said = fail(&mut score, 65);
-    assert!(said.contains("standard input:2: missing field `document`"), "{said}");
+    assert!(
+        said.contains("standard input:2: missing field `document`"),
+        "{said}"
+    );
 }

@@ -16,7 +16,10 @@ pub(crate) fn root() -> &'static Path {
 /// The binary, started in the repository's root.
 pub(crate) fn retort() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
-    command.current_dir(root()).env_remove("RETORT_LOG").stdin(Stdio::null());
+    command
+        .current_dir(root())
+        .env_remove("RETORT_LOG")
+        .stdin(Stdio::null());
     command
 }
 
@@ -61,7 +64,7 @@ impl SmallJob {
             ("candidates/test.jsonl", "test.jsonl", 100),
         ] {
             let text = std::fs::read_to_string(shop.join(from)).unwrap();
-            let part: String = text.lines().take(lines).map(|line| format!("{line}\n")).collect();
+            let part: String = text.split_inclusive('\n').take(lines).collect();
             std::fs::write(folder.path().join(to), part).unwrap();
         }
         Self { folder }
@@ -81,7 +84,9 @@ impl SmallJob {
             ("evaluation.candidates", "dev.jsonl"),
             ("verdict.candidates", "test.jsonl"),
         ] {
-            command.arg("--set").arg(format!("{key}={}", self.path(file).display()));
+            command
+                .arg("--set")
+                .arg(format!("{key}={}", self.path(file).display()));
         }
         for setting in [
             "model.init=tests/golden/bert",

@@ -52,8 +52,10 @@ impl Bm25 {
             .set_index_option(IndexRecordOption::WithFreqs);
         let mut schema = Schema::builder();
         let id = schema.add_text_field("id", STRING | STORED);
-        let body = schema
-            .add_text_field("body", TextOptions::default().set_indexing_options(indexing));
+        let body = schema.add_text_field(
+            "body",
+            TextOptions::default().set_indexing_options(indexing),
+        );
         let index = Index::create_in_ram(schema.build());
         let trigrams = TextAnalyzer::builder(NgramTokenizer::new(3, 3, false)?)
             .filter(LowerCaser)
@@ -69,7 +71,13 @@ impl Bm25 {
         }
         writer.commit()?;
         let analyzer = index.tokenizer_for_field(body)?;
-        Ok(Self { reader: index.reader()?, analyzer, id, body, documents: count })
+        Ok(Self {
+            reader: index.reader()?,
+            analyzer,
+            id,
+            body,
+            documents: count,
+        })
     }
 
     /// The best `k` documents, best first: id and score, equal scores ordered by id.
@@ -77,7 +85,9 @@ impl Bm25 {
     /// # Errors
     /// When the search fails.
     pub fn search(&self, query: &str, k: usize) -> Result<Vec<(String, f32)>> {
-        let Some(query) = self.query(query) else { return Ok(Vec::new()) };
+        let Some(query) = self.query(query) else {
+            return Ok(Vec::new());
+        };
         let searcher = self.reader.searcher();
         // All of them, so that the order of equal scores does not depend on the index.
         let limit = self.documents.max(1);
@@ -119,14 +129,26 @@ mod tests {
     use super::*;
 
     fn corpus() -> Vec<Document> {
-        [("a", "cordless drill 18 V"), ("b", "drill bit set"), ("c", "bath towel")]
-            .map(|(id, text)| Document { id: id.into(), title: String::new(), text: text.into() })
-            .to_vec()
+        [
+            ("a", "cordless drill 18 V"),
+            ("b", "drill bit set"),
+            ("c", "bath towel"),
+        ]
+        .map(|(id, text)| Document {
+            id: id.into(),
+            title: String::new(),
+            text: text.into(),
+        })
+        .to_vec()
     }
 
     fn found(matching: Matching, query: &str) -> Vec<String> {
         let bm25 = Bm25::index(&corpus(), matching).unwrap();
-        bm25.search(query, 10).unwrap().into_iter().map(|(id, _)| id).collect()
+        bm25.search(query, 10)
+            .unwrap()
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect()
     }
 
     #[test]
@@ -143,10 +165,17 @@ mod tests {
 
     #[test]
     fn the_score_is_bm25s() {
-        let scores = Bm25::index(&corpus(), Matching::Words).unwrap().scores("towel").unwrap();
+        let scores = Bm25::index(&corpus(), Matching::Words)
+            .unwrap()
+            .scores("towel")
+            .unwrap();
         // idf = ln(1 + (3 − 1 + 0.5) / 1.5); lengths 4, 3, 2 with mean 3, tf = 1.
         let idf = (1.0_f32 + 2.5 / 1.5).ln();
         let expected = idf * 2.2 / (1.0 + 1.2 * (0.25 + 0.75 * 2.0 / 3.0));
-        assert!((scores["c"] - expected).abs() < 1e-5, "{} {expected}", scores["c"]);
+        assert!(
+            (scores["c"] - expected).abs() < 1e-5,
+            "{} {expected}",
+            scores["c"]
+        );
     }
 }

@@ -72,7 +72,10 @@ pub fn draw(
 ) -> Result<Vec<Candidate>> {
     let words = Bm25::index(collection.documents(), Matching::Words)?;
     let trigrams = Bm25::index(collection.documents(), Matching::Trigrams)?;
-    let ids: Vec<&str> = collection.documents().map(|document: &Document| &*document.id).collect();
+    let ids: Vec<&str> = collection
+        .documents()
+        .map(|document: &Document| &*document.id)
+        .collect();
     let pool_size = (mix.bm25 + mix.trigrams + mix.random).min(ids.len());
 
     let mut candidates = Vec::new();
@@ -88,14 +91,22 @@ pub fn draw(
                 if taken.insert(document_id.clone()) {
                     left -= 1;
                     let query_id = query_id.clone();
-                    candidates.push(Candidate { query_id, document_id, source });
+                    candidates.push(Candidate {
+                        query_id,
+                        document_id,
+                        source,
+                    });
                 }
             }
         };
         let found = |hits: Vec<(String, f32)>| hits.into_iter().map(|(id, _)| id).collect();
         take(found(words.search(text, mix.bm25)?), mix.bm25, Source::Bm25);
         let deep_enough = mix.bm25 + mix.trigrams;
-        take(found(trigrams.search(text, deep_enough)?), mix.trigrams, Source::Trigrams);
+        take(
+            found(trigrams.search(text, deep_enough)?),
+            mix.trigrams,
+            Source::Trigrams,
+        );
 
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(number as u64);
@@ -114,7 +125,10 @@ pub fn draw(
 pub fn read(path: &Path) -> Result<Vec<Candidate>> {
     let rows: Vec<Candidate> = jsonl::read(path, r#"{"query_id", "document_id", "source"}"#)?;
     if rows.is_empty() {
-        return Err(Error::File { path: path.into(), problem: "holds no candidates".to_owned() });
+        return Err(Error::File {
+            path: path.into(),
+            problem: "holds no candidates".to_owned(),
+        });
     }
     Ok(rows)
 }
@@ -124,5 +138,8 @@ pub fn read(path: &Path) -> Result<Vec<Candidate>> {
 /// # Errors
 /// An I/O error; the file is then as it was.
 pub fn write(path: &Path, candidates: &[Candidate]) -> Result<()> {
-    Ok(retort_files::write_atomic(path, &jsonl::to_bytes(candidates)?)?)
+    Ok(retort_files::write_atomic(
+        path,
+        &jsonl::to_bytes(candidates)?,
+    )?)
 }

@@ -70,13 +70,16 @@ pub async fn collect(
     let teacher = Teacher::new(&settings.teacher)?;
     let collection = Collection::read(&settings.collection)?;
     let candidates = candidates::read(&settings.candidates)?;
-    let (mut out, known) =
-        Appender::open(&settings.out, &settings.teacher.name, &prompt.digest)?;
+    let (mut out, known) = Appender::open(&settings.out, &settings.teacher.name, &prompt.digest)?;
     let known: BTreeSet<Pair> = known.into_iter().map(Pair::judged).collect();
     let questions = questions(&candidates, &collection, &settings.candidates, known)?;
 
     let total = questions.len();
-    let mut progress = Progress { done: 0, failed: 0, total };
+    let mut progress = Progress {
+        done: 0,
+        failed: 0,
+        total,
+    };
     let mut last_failure = String::new();
     let mut outcomes = ask_all(questions, prompt, teacher, &settings.teacher);
     tokio::pin!(stop);
@@ -112,7 +115,11 @@ pub async fn collect(
             last: last_failure,
         });
     }
-    Ok(Collected { pairs: candidates.len(), known: candidates.len() - total, labelled: total })
+    Ok(Collected {
+        pairs: candidates.len(),
+        known: candidates.len() - total,
+        labelled: total,
+    })
 }
 
 /// What is judged, down to its words.
@@ -125,8 +132,17 @@ struct Pair {
 
 impl Pair {
     fn judged(judgement: Judgement) -> Self {
-        let Judgement { query_id, document_id, text, .. } = judgement;
-        Self { query_id, document_id, text }
+        let Judgement {
+            query_id,
+            document_id,
+            text,
+            ..
+        } = judgement;
+        Self {
+            query_id,
+            document_id,
+            text,
+        }
     }
 }
 
@@ -154,7 +170,11 @@ fn questions(
         // A pair that the candidates name twice is asked once.
         if known.insert(pair.clone()) {
             let (query, document) = (query.text.clone(), document.full_text());
-            questions.push(Question { pair, query, document });
+            questions.push(Question {
+                pair,
+                query,
+                document,
+            });
         }
     }
     // Popped from the end.
@@ -180,7 +200,9 @@ fn ask_all(
         workers.spawn(async move {
             let (queue, prompt, teacher, settings) = &*shared;
             loop {
-                let Some(question) = queue.lock().await.pop() else { return };
+                let Some(question) = queue.lock().await.pop() else {
+                    return;
+                };
                 let answer = ask_with_retries(teacher, prompt, &question, settings.retries).await;
                 let outcome =
                     answer.map(|answer| judgement(question, &answer, settings, &prompt.digest));
@@ -202,8 +224,14 @@ async fn ask_with_retries(
 ) -> Result<Answer, Failure> {
     let mut attempt = 0;
     loop {
-        match teacher.ask(prompt, &question.query, &question.document).await {
-            Err(Failure::Transient { problem, retry_after }) if attempt < retries => {
+        match teacher
+            .ask(prompt, &question.query, &question.document)
+            .await
+        {
+            Err(Failure::Transient {
+                problem,
+                retry_after,
+            }) if attempt < retries => {
                 // Doubling from half a second to 8; a server that names its delay knows better.
                 let backoff = Duration::from_millis(500 << attempt.min(4));
                 let delay = retry_after.unwrap_or(backoff);
@@ -223,7 +251,11 @@ fn judgement(
     prompt: &str,
 ) -> Judgement {
     let probabilities: Vec<f64> = answer.probabilities.iter().copied().map(rounded).collect();
-    let Pair { query_id, document_id, text } = question.pair;
+    let Pair {
+        query_id,
+        document_id,
+        text,
+    } = question.pair;
     Judgement {
         query_id,
         document_id,
@@ -233,7 +265,9 @@ fn judgement(
         teacher: settings.name.clone(),
         prompt: prompt.to_owned(),
         text,
-        at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        at: jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string(),
     }
 }
 

@@ -86,7 +86,9 @@ impl Collection {
     /// # Errors
     /// When the corpus has none; `source` is the file that names it.
     pub fn document(&self, id: &str, source: &Path) -> Result<&Document> {
-        self.documents.get(id).ok_or_else(|| self.unknown("document", id, "corpus.jsonl", source))
+        self.documents
+            .get(id)
+            .ok_or_else(|| self.unknown("document", id, "corpus.jsonl", source))
     }
 
     /// The query of that id.
@@ -94,7 +96,9 @@ impl Collection {
     /// # Errors
     /// When the collection has none; `source` is the file that names it.
     pub fn query(&self, id: &str, source: &Path) -> Result<&Query> {
-        self.queries.get(id).ok_or_else(|| self.unknown("query", id, "queries.jsonl", source))
+        self.queries
+            .get(id)
+            .ok_or_else(|| self.unknown("query", id, "queries.jsonl", source))
     }
 
     /// The gold gains of one split, and the path they were read from.
@@ -159,7 +163,10 @@ fn by_id<T>(path: &Path, rows: Vec<T>, id: impl Fn(&T) -> &String) -> Result<BTr
         map.insert(key, row);
     }
     if map.is_empty() {
-        return Err(Error::File { path: path.to_owned(), problem: "holds no rows".to_owned() });
+        return Err(Error::File {
+            path: path.to_owned(),
+            problem: "holds no rows".to_owned(),
+        });
     }
     Ok(map)
 }
@@ -168,7 +175,11 @@ fn read_qrels(path: &Path) -> Result<Qrels> {
     let text = fs::read_to_string(path)?;
     let mut qrels = Qrels::new();
     for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let row = |problem: String| Error::Row { path: path.into(), line: index + 1, problem };
+        let row = |problem: String| Error::Row {
+            path: path.into(),
+            line: index + 1,
+            problem,
+        };
         let is_header = index == 0 && line.starts_with("query-id");
         if is_header || line.trim().is_empty() {
             continue;
@@ -181,12 +192,24 @@ fn read_qrels(path: &Path) -> Result<Qrels> {
             )));
         };
         // 2^gain must stay well inside what an f64 counts exactly.
-        let gain = gain.trim().parse().ok().filter(|gain| *gain <= 30).ok_or_else(|| {
-            row(format!("the score {gain:?} is not a whole number from 0 to 30"))
-        })?;
-        let previous = qrels.entry(query.into()).or_default().insert(document.into(), gain);
+        let gain = gain
+            .trim()
+            .parse()
+            .ok()
+            .filter(|gain| *gain <= 30)
+            .ok_or_else(|| {
+                row(format!(
+                    "the score {gain:?} is not a whole number from 0 to 30"
+                ))
+            })?;
+        let previous = qrels
+            .entry(query.into())
+            .or_default()
+            .insert(document.into(), gain);
         if previous.is_some_and(|previous| previous != gain) {
-            return Err(row(format!("the pair {query} {document} was given another score before")));
+            return Err(row(format!(
+                "the pair {query} {document} was given another score before"
+            )));
         }
     }
     Ok(qrels)
@@ -222,10 +245,17 @@ mod tests {
         let error = Collection::read(bad_json.path()).unwrap_err().to_string();
         assert!(error.contains("corpus.jsonl:2: "), "{error}");
 
-        let bad_qrels = folder(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\nq\td 1\tthree\n");
+        let bad_qrels = folder(
+            CORPUS,
+            QUERIES,
+            "query-id\tcorpus-id\tscore\nq\td 1\tthree\n",
+        );
         let collection = Collection::read(bad_qrels.path()).unwrap();
         let error = collection.qrels("test").unwrap_err().to_string();
-        assert!(error.contains("test.tsv:2: ") && error.contains("three"), "{error}");
+        assert!(
+            error.contains("test.tsv:2: ") && error.contains("three"),
+            "{error}"
+        );
     }
 
     #[test]

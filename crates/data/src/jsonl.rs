@@ -10,7 +10,10 @@ use crate::{Error, Result};
 ///
 /// Blank lines are skipped, a byte order mark and CRLF line ends are taken in stride.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
-    Ok(read_numbered(path, expected)?.into_iter().map(|(_, row)| row).collect())
+    Ok(read_numbered(path, expected)?
+        .into_iter()
+        .map(|(_, row)| row)
+        .collect())
 }
 
 /// [`read`], each row with the number of its line, from 1.
@@ -22,7 +25,11 @@ pub(crate) fn read_numbered<T: DeserializeOwned>(
     let reader = BufReader::new(fs::File::open(path)?);
     for (index, line) in reader.split(b'\n').enumerate() {
         let line = line?;
-        let row = |problem: String| Error::Row { path: path.into(), line: index + 1, problem };
+        let row = |problem: String| Error::Row {
+            path: path.into(),
+            line: index + 1,
+            problem,
+        };
         let text = std::str::from_utf8(&line)
             .map_err(|_| row("not UTF-8: convert the file to UTF-8".to_owned()))?;
         let text = text.trim_start_matches('\u{feff}').trim();

@@ -55,7 +55,10 @@ impl Judgement {
             return Some("needs the probabilities of at least two grades".to_owned());
         }
         if !(0.0..=top as f64).contains(&self.grade) {
-            return Some(format!("the grade {} is outside the scale 0 to {top}", self.grade));
+            return Some(format!(
+                "the grade {} is outside the scale 0 to {top}",
+                self.grade
+            ));
         }
         let total: f64 = self.probabilities.iter().sum();
         let all_valid = self.probabilities.iter().all(|p| (0.0..=1.0).contains(p));
@@ -64,14 +67,21 @@ impl Judgement {
         }
         let expected = expected_grade(&self.probabilities);
         ((expected - self.grade).abs() > 1e-3).then(|| {
-            format!("the grade {} is not the probabilities' expected grade {expected}", self.grade)
+            format!(
+                "the grade {} is not the probabilities' expected grade {expected}",
+                self.grade
+            )
         })
     }
 }
 
 /// `Σ g·p(g)` over grades 0, 1, ….
 pub fn expected_grade(probabilities: &[f64]) -> f64 {
-    probabilities.iter().enumerate().map(|(grade, p)| grade as f64 * p).sum()
+    probabilities
+        .iter()
+        .enumerate()
+        .map(|(grade, p)| grade as f64 * p)
+        .sum()
 }
 
 /// The digest that ties a judgement to the words it judged.
@@ -98,20 +108,29 @@ pub fn read(path: &Path) -> Result<Vec<Judgement>> {
     let mut source: Option<Source> = None;
     for (line, judgement) in rows {
         let judgement: Judgement = judgement;
-        let row = |problem: String| Error::Row { path: path.into(), line, problem };
+        let row = |problem: String| Error::Row {
+            path: path.into(),
+            line,
+            problem,
+        };
         if let Some(problem) = judgement.problem() {
             return Err(row(problem));
         }
         let this = Source::of(&judgement);
         let source = source.get_or_insert_with(|| this.clone());
         if this != *source {
-            return Err(row(format!("is by {this}, but the lines above are by {source}")));
+            return Err(row(format!(
+                "is by {this}, but the lines above are by {source}"
+            )));
         }
         let pair = (judgement.query_id.clone(), judgement.document_id.clone());
         judgements.insert(pair, judgement);
     }
     if judgements.is_empty() {
-        return Err(Error::File { path: path.into(), problem: "holds no judgements".to_owned() });
+        return Err(Error::File {
+            path: path.into(),
+            problem: "holds no judgements".to_owned(),
+        });
     }
     Ok(judgements.into_values().collect())
 }
@@ -136,8 +155,15 @@ impl Source {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { teacher, prompt, top_grade } = self;
-        write!(f, "the teacher {teacher} with the prompt {prompt} on the scale 0 to {top_grade}")
+        let Self {
+            teacher,
+            prompt,
+            top_grade,
+        } = self;
+        write!(
+            f,
+            "the teacher {teacher} with the prompt {prompt} on the scale 0 to {top_grade}"
+        )
     }
 }
 
@@ -185,14 +211,20 @@ impl Appender {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let file = fs::OpenOptions::new().create(true).append(true).read(true).open(path)?;
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(path)?;
         let whole = whole_lines(path)?;
         if whole < file.metadata()?.len() {
             tracing::warn!("{}: cut off a torn last line", path.display());
             file.set_len(whole)?;
         }
         let known = if whole == 0 { Vec::new() } else { read(path)? };
-        if let Some(other) = known.iter().find(|one| one.teacher != teacher || one.prompt != prompt)
+        if let Some(other) = known
+            .iter()
+            .find(|one| one.teacher != teacher || one.prompt != prompt)
         {
             return Err(Error::File {
                 path: path.to_owned(),
@@ -213,7 +245,11 @@ impl Appender {
     pub fn append(&mut self, judgement: &Judgement) -> Result<()> {
         self.file.write_all(&jsonl::to_bytes([judgement])?)?;
         self.unsynced += 1;
-        if self.unsynced >= ROWS_PER_SYNC { self.sync() } else { Ok(()) }
+        if self.unsynced >= ROWS_PER_SYNC {
+            self.sync()
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes what was appended survive a power cut.
@@ -268,21 +304,43 @@ mod tests {
 
     #[test]
     fn a_label_outside_the_scale_is_refused_with_its_line() {
-        let outside = Judgement { grade: 3.2, ..judgement("b") };
+        let outside = Judgement {
+            grade: 3.2,
+            ..judgement("b")
+        };
         let error = error_of(&[judgement("a"), outside]);
-        assert!(error.contains("labels.jsonl:2: the grade 3.2 is outside the scale 0 to 3"), "{error}");
+        assert!(
+            error.contains("labels.jsonl:2: the grade 3.2 is outside the scale 0 to 3"),
+            "{error}"
+        );
     }
 
     #[test]
     fn inconsistent_rows_are_refused() {
-        let unnormalised = Judgement { probabilities: vec![0.5, 0.5, 0.5, 0.5], ..judgement("a") };
+        let unnormalised = Judgement {
+            probabilities: vec![0.5, 0.5, 0.5, 0.5],
+            ..judgement("a")
+        };
         assert!(error_of(&[unnormalised]).contains("sum to 2"));
-        let other_grade = Judgement { grade: 2.5, ..judgement("a") };
+        let other_grade = Judgement {
+            grade: 2.5,
+            ..judgement("a")
+        };
         assert!(error_of(&[other_grade]).contains("expected grade 1.5"));
-        let binary = Judgement { grade: 0.5, probabilities: vec![0.5, 0.5], ..judgement("b") };
+        let binary = Judgement {
+            grade: 0.5,
+            probabilities: vec![0.5, 0.5],
+            ..judgement("b")
+        };
         let error = error_of(&[judgement("a"), binary]);
-        assert!(error.contains("labels.jsonl:2") && error.contains("the scale 0 to 1"), "{error}");
-        let other_teacher = Judgement { teacher: "u".into(), ..judgement("b") };
+        assert!(
+            error.contains("labels.jsonl:2") && error.contains("the scale 0 to 1"),
+            "{error}"
+        );
+        let other_teacher = Judgement {
+            teacher: "u".into(),
+            ..judgement("b")
+        };
         assert!(error_of(&[judgement("a"), other_teacher]).contains("by the teacher u"));
     }
 
@@ -290,7 +348,10 @@ mod tests {
     fn a_later_judgement_replaces_an_earlier_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("labels.jsonl");
-        let edited = Judgement { text: "about a, edited".into(), ..judgement("a") };
+        let edited = Judgement {
+            text: "about a, edited".into(),
+            ..judgement("a")
+        };
         let rows = [judgement("b"), judgement("a"), edited.clone()];
         fs::write(&path, jsonl::to_bytes(rows).unwrap()).unwrap();
         assert_eq!(read(&path).unwrap(), [edited, judgement("b")]);
@@ -313,7 +374,10 @@ mod tests {
         assert_eq!(known, [judgement("a")]);
         appender.append(&judgement("b")).unwrap();
         assert_eq!(read(&path).unwrap(), [judgement("a"), judgement("b")]);
-        let other = Appender::open(&path, "t", "another prompt").err().unwrap().to_string();
+        let other = Appender::open(&path, "t", "another prompt")
+            .err()
+            .unwrap()
+            .to_string();
         assert!(other.contains("name another file"), "{other}");
     }
 }

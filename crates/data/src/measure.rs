@@ -8,7 +8,13 @@ use rand_chacha::ChaCha8Rng;
 /// Orders scored documents: by score, highest first; equal scores by document id, so that the
 /// order never depends on how they came. A score that is not a number comes last.
 pub fn rank<'a>(scored: &[(&'a str, f32)]) -> Vec<&'a str> {
-    let key = |score: f32| if score.is_nan() { f32::NEG_INFINITY } else { score };
+    let key = |score: f32| {
+        if score.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            score
+        }
+    };
     let mut order: Vec<_> = scored.to_vec();
     order.sort_by(|a, b| key(b.1).total_cmp(&key(a.1)).then_with(|| a.0.cmp(b.0)));
     order.into_iter().map(|(id, _)| id).collect()
@@ -22,7 +28,10 @@ pub fn ndcg(ranked: &[&str], gains: &BTreeMap<String, u8>, k: usize) -> Option<f
     let mut ideal: Vec<u8> = gains.values().copied().collect();
     ideal.sort_unstable_by(|a, b| b.cmp(a));
     let best = dcg(ideal.into_iter().take(k));
-    let found = ranked.iter().take(k).map(|id| gains.get(*id).copied().unwrap_or(0));
+    let found = ranked
+        .iter()
+        .take(k)
+        .map(|id| gains.get(*id).copied().unwrap_or(0));
     (best > 0.0).then(|| dcg(found) / best)
 }
 
@@ -50,7 +59,11 @@ pub fn reciprocal_rank(
 
 /// The mean; 0 for no values.
 pub fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+    if values.is_empty() {
+        0.0
+    } else {
+        values.iter().sum::<f64>() / values.len() as f64
+    }
 }
 
 /// Resamples of a bootstrap.
@@ -65,8 +78,9 @@ pub fn bootstrap_interval(values: &[f64]) -> (f64, f64) {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut means: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            let total: f64 =
-                (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum();
+            let total: f64 = (0..values.len())
+                .map(|_| values[rng.random_range(0..values.len())])
+                .sum();
             total / values.len() as f64
         })
         .collect();
@@ -79,7 +93,9 @@ mod tests {
     use super::*;
 
     fn gains(list: &[(&str, u8)]) -> BTreeMap<String, u8> {
-        list.iter().map(|(id, gain)| ((*id).to_owned(), *gain)).collect()
+        list.iter()
+            .map(|(id, gain)| ((*id).to_owned(), *gain))
+            .collect()
     }
 
     #[test]
@@ -108,7 +124,10 @@ mod tests {
 
     #[test]
     fn ties_go_by_id_and_nan_comes_last() {
-        assert_eq!(rank(&[("n", f32::NAN), ("b", 1.0), ("a", 1.0), ("c", 2.0)]), ["c", "a", "b", "n"]);
+        assert_eq!(
+            rank(&[("n", f32::NAN), ("b", 1.0), ("a", 1.0), ("c", 2.0)]),
+            ["c", "a", "b", "n"]
+        );
     }
 
     #[test]

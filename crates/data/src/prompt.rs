@@ -70,12 +70,22 @@ impl Prompt {
     /// `query` and `document` or leaves one of them out.
     pub fn read(path: &Path) -> Result<Self> {
         let source = fs::read_to_string(path)?;
-        let problem = |problem: String| Error::File { path: path.to_owned(), problem };
-        let file: PromptFile = toml::from_str(&source).map_err(|error| problem(error.to_string()))?;
+        let problem = |problem: String| Error::File {
+            path: path.to_owned(),
+            problem,
+        };
+        let file: PromptFile =
+            toml::from_str(&source).map_err(|error| problem(error.to_string()))?;
         if file.answers.len() < 2 {
-            return Err(problem("`answers` needs at least two answers, worst first".to_owned()));
+            return Err(problem(
+                "`answers` needs at least two answers, worst first".to_owned(),
+            ));
         }
-        if let Some(example) = file.examples.iter().find(|one| !file.answers.contains(&one.answer)) {
+        if let Some(example) = file
+            .examples
+            .iter()
+            .find(|one| !file.answers.contains(&one.answer))
+        {
             return Err(problem(format!(
                 "the example for {:?} answers {:?}, which `answers` does not have",
                 example.query, example.answer
@@ -89,13 +99,24 @@ impl Prompt {
                 .map_err(|error| problem(format!("{error:#}")))?;
         }
         let digest = short_digest(source.as_bytes());
-        let prompt = Self { answers: file.answers, digest, examples: file.examples, templates };
+        let prompt = Self {
+            answers: file.answers,
+            digest,
+            examples: file.examples,
+            templates,
+        };
 
         let tried = prompt.messages("a query", "a document")?;
-        let question = tried.last().map(|message| &*message.content).unwrap_or_default();
+        let question = tried
+            .last()
+            .map(|message| &*message.content)
+            .unwrap_or_default();
         for word in ["a query", "a document"] {
             if !question.contains(word) {
-                return Err(problem(format!("`user` never shows the teacher {}", &word[2..])));
+                return Err(problem(format!(
+                    "`user` never shows the teacher {}",
+                    &word[2..]
+                )));
             }
         }
         Ok(prompt)
@@ -106,14 +127,25 @@ impl Prompt {
     /// # Errors
     /// A template that names an unknown variable.
     pub fn messages(&self, query: &str, document: &str) -> Result<Vec<Message>> {
-        let mut messages =
-            vec![Message { role: "system", content: self.render("system", query, document)? }];
+        let mut messages = vec![Message {
+            role: "system",
+            content: self.render("system", query, document)?,
+        }];
         for example in &self.examples {
             let content = self.render("user", &example.query, &example.document)?;
-            messages.push(Message { role: "user", content });
-            messages.push(Message { role: "assistant", content: example.answer.clone() });
+            messages.push(Message {
+                role: "user",
+                content,
+            });
+            messages.push(Message {
+                role: "assistant",
+                content: example.answer.clone(),
+            });
         }
-        messages.push(Message { role: "user", content: self.render("user", query, document)? });
+        messages.push(Message {
+            role: "user",
+            content: self.render("user", query, document)?,
+        });
         Ok(messages)
     }
 
@@ -146,7 +178,10 @@ mod tests {
         let text = "answers = ['0', '1']\nsystem = 'Grade.'\nuser = 'Q: {{ query }} D: {{ document }}'\n\
                     [[examples]]\nquery = 'x'\ndocument = 'y'\nanswer = '1'";
         let messages = read(text).unwrap().messages("a < b", "\"c\" & d").unwrap();
-        let said: Vec<_> = messages.iter().map(|one| (one.role, &*one.content)).collect();
+        let said: Vec<_> = messages
+            .iter()
+            .map(|one| (one.role, &*one.content))
+            .collect();
         let expected = [
             ("system", "Grade."),
             ("user", "Q: x D: y"),
@@ -159,8 +194,20 @@ mod tests {
     #[test]
     fn unknown_and_forgotten_variables_are_refused() {
         let unknown = read("answers = ['0', '1']\nsystem = ''\nuser = '{{ query }} {{ doc }}'");
-        assert!(unknown.err().unwrap().to_string().contains("`query` and `document`"));
+        assert!(
+            unknown
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("`query` and `document`")
+        );
         let forgotten = read("answers = ['0', '1']\nsystem = ''\nuser = '{{ query }}'");
-        assert!(forgotten.err().unwrap().to_string().contains("never shows the teacher document"));
+        assert!(
+            forgotten
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("never shows the teacher document")
+        );
     }
 }

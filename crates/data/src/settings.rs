@@ -32,21 +32,27 @@ pub fn read<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T>
 
 /// Sets one key from `section.key=value`; a value that is no TOML is taken as a string.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {
-    let (key, value) = assignment.split_once('=').ok_or_else(|| {
-        Error::Setting(format!("--set {assignment}: expected section.key=value"))
-    })?;
+    let (key, value) = assignment
+        .split_once('=')
+        .ok_or_else(|| Error::Setting(format!("--set {assignment}: expected section.key=value")))?;
     let parsed: Option<Table> = toml::from_str(&format!("value = {value}")).ok();
     let value = parsed
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(value.to_owned()));
 
     let mut sections: Vec<&str> = key.trim().split('.').collect();
-    let Some(last) = sections.pop() else { return Ok(()) };
+    let Some(last) = sections.pop() else {
+        return Ok(());
+    };
     let mut table = table;
     for section in sections {
-        let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        let entry = table
+            .entry(section)
+            .or_insert_with(|| Value::Table(Table::new()));
         table = entry.as_table_mut().ok_or_else(|| {
-            Error::Setting(format!("--set {assignment}: `{section}` is a value, not a section"))
+            Error::Setting(format!(
+                "--set {assignment}: `{section}` is a value, not a section"
+            ))
         })?;
     }
     table.insert(last.to_owned(), value);
@@ -59,12 +65,12 @@ fn explain(message: &str) -> String {
     let Some((_, rest)) = message.split_once("unknown field `") else {
         return message.to_owned();
     };
-    let Some((unknown, known)) = rest.split_once('`') else { return message.to_owned() };
-    let nearest = known
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)));
+    let Some((unknown, known)) = rest.split_once('`') else {
+        return message.to_owned();
+    };
+    let nearest = known.split('`').skip(1).step_by(2).max_by(|a, b| {
+        strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
+    });
     match nearest {
         Some(nearest) => format!("{message}\nunknown key `{unknown}`: did you mean `{nearest}`?"),
         None => message.to_owned(),
@@ -113,13 +119,17 @@ mod tests {
         let error = read_text(&misspelt, &[]).unwrap_err().to_string();
         assert!(error.contains("did you mean `learning_rate`?"), "{error}");
         assert!(error.contains("line 2"), "{error}");
-        let error = read_text(GOOD, &["optimizer.wieght_decay=0"]).unwrap_err().to_string();
+        let error = read_text(GOOD, &["optimizer.wieght_decay=0"])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did you mean `weight_decay`?"), "{error}");
     }
 
     #[test]
     fn a_malformed_override_is_refused() {
-        let error = read_text(GOOD, &["optimizer.learning_rate"]).unwrap_err().to_string();
+        let error = read_text(GOOD, &["optimizer.learning_rate"])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("section.key=value"), "{error}");
     }
 }

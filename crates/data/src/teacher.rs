@@ -70,7 +70,10 @@ pub struct Answer {
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Worth trying again, after the server's own delay if it named one.
-    Transient { problem: String, retry_after: Option<Duration> },
+    Transient {
+        problem: String,
+        retry_after: Option<Duration>,
+    },
     /// This pair gets no label; others may.
     Invalid(String),
     /// No pair will get one.
@@ -101,12 +104,19 @@ impl Teacher {
         let api_key = match &settings.api_key_env {
             None => None,
             Some(name) => Some(std::env::var(name).map_err(|_| {
-                setting(format!("api_key_env: the environment has no variable {name}"))
+                setting(format!(
+                    "api_key_env: the environment has no variable {name}"
+                ))
             })?),
         };
-        let loopback = matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        let loopback = matches!(
+            endpoint.host_str(),
+            Some("localhost" | "127.0.0.1" | "[::1]")
+        );
         if api_key.is_some() && endpoint.scheme() != "https" && !loopback {
-            return Err(setting("endpoint: a key is sent over https only".to_owned()));
+            return Err(setting(
+                "endpoint: a key is sent over https only".to_owned(),
+            ));
         }
         if !(0.0..=1.0).contains(&settings.least_mass) {
             return Err(setting("least_mass must be from 0 to 1".to_owned()));
@@ -121,8 +131,16 @@ impl Teacher {
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| setting(format!("the HTTP client: {error}")))?;
-        let url = format!("{}/chat/completions", settings.endpoint.trim_end_matches('/'));
-        Ok(Self { client, url, settings: settings.clone(), api_key })
+        let url = format!(
+            "{}/chat/completions",
+            settings.endpoint.trim_end_matches('/')
+        );
+        Ok(Self {
+            client,
+            url,
+            settings: settings.clone(),
+            api_key,
+        })
     }
 
     /// Asks about one pair, once.
@@ -166,17 +184,27 @@ impl Teacher {
     fn refusal(&self, status: StatusCode, retry_after: Option<Duration>, text: &str) -> Failure {
         let (url, reply) = (self.url.clone(), shorten(text));
         match status.as_u16() {
-            401 | 403 => {
-                Failure::Fatal(Error::Authentication { url, status: status.as_u16(), reply })
-            }
-            402 => Failure::Fatal(Error::Teacher { url, problem: format!("no credit: {reply}") }),
-            429 if text.contains("insufficient_quota") => {
-                Failure::Fatal(Error::Teacher { url, problem: format!("no quota: {reply}") })
-            }
-            408 | 409 | 429 | 500.. => {
-                Failure::Transient { problem: format!("{status}: {reply}"), retry_after }
-            }
-            _ => Failure::Fatal(Error::Teacher { url, problem: format!("{status}: {reply}") }),
+            401 | 403 => Failure::Fatal(Error::Authentication {
+                url,
+                status: status.as_u16(),
+                reply,
+            }),
+            402 => Failure::Fatal(Error::Teacher {
+                url,
+                problem: format!("no credit: {reply}"),
+            }),
+            429 if text.contains("insufficient_quota") => Failure::Fatal(Error::Teacher {
+                url,
+                problem: format!("no quota: {reply}"),
+            }),
+            408 | 409 | 429 | 500.. => Failure::Transient {
+                problem: format!("{status}: {reply}"),
+                retry_after,
+            },
+            _ => Failure::Fatal(Error::Teacher {
+                url,
+                problem: format!("{status}: {reply}"),
+            }),
         }
     }
 }
@@ -186,8 +214,9 @@ impl Teacher {
 /// A grade may appear as several tokens (`"3"`, `" 3"`): their probabilities add up. Grades below
 /// the listed alternatives count as 0; the mass says how much that can matter.
 fn read_answer(reply: &Value, answers: &[String], least_mass: f64) -> Result<Answer, Failure> {
-    let alternatives =
-        reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"].as_array().ok_or_else(|| {
+    let alternatives = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        .as_array()
+        .ok_or_else(|| {
             Failure::Invalid(format!(
                 "the reply has no log-probabilities: {}",
                 shorten(&reply["choices"][0].to_string())
@@ -195,9 +224,10 @@ fn read_answer(reply: &Value, answers: &[String], least_mass: f64) -> Result<Ans
         })?;
     let mut probabilities = vec![0.0; answers.len()];
     for alternative in alternatives {
-        let (Some(token), Some(logprob)) =
-            (alternative["token"].as_str(), alternative["logprob"].as_f64())
-        else {
+        let (Some(token), Some(logprob)) = (
+            alternative["token"].as_str(),
+            alternative["logprob"].as_f64(),
+        ) else {
             continue;
         };
         // −9999 is OpenAI's "not among the alternatives"; no probability is above 1.
@@ -210,8 +240,11 @@ fn read_answer(reply: &Value, answers: &[String], least_mass: f64) -> Result<Ans
     }
     let mass: f64 = probabilities.iter().sum();
     if !(least_mass..=1.001).contains(&mass) {
-        let seen: Vec<&str> =
-            alternatives.iter().take(5).filter_map(|one| one["token"].as_str()).collect();
+        let seen: Vec<&str> = alternatives
+            .iter()
+            .take(5)
+            .filter_map(|one| one["token"].as_str())
+            .collect();
         return Err(Failure::Invalid(format!(
             "the grades {answers:?} have a probability of {mass:.3} together, expected \
              {least_mass} or more; the likeliest tokens were {seen:?}"
@@ -220,13 +253,18 @@ fn read_answer(reply: &Value, answers: &[String], least_mass: f64) -> Result<Ans
     for probability in &mut probabilities {
         *probability /= mass;
     }
-    Ok(Answer { probabilities, mass })
+    Ok(Answer {
+        probabilities,
+        mass,
+    })
 }
 
 /// The server's own delay: `retry-after-ms`, or `retry-after` in seconds.
 fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
     let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
+    let seconds = number("retry-after-ms")
+        .map(|ms| ms / 1000.0)
+        .or_else(|| number("retry-after"))?;
     (seconds > 0.0 && seconds <= 120.0).then(|| Duration::from_secs_f64(seconds))
 }
 
@@ -284,10 +322,19 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_grade_is_no_label() {
-        let low_mass = [("0", -3.2), ("1", -1.2), ("2", -0.9), ("3", -2.4), ("Sure", -2.0)];
+        let low_mass = [
+            ("0", -3.2),
+            ("1", -1.2),
+            ("2", -0.9),
+            ("3", -2.4),
+            ("Sure", -2.0),
+        ];
         let failure = read_answer(&reply(&low_mass), &grades(), 0.9).unwrap_err();
         assert!(matches!(failure, Failure::Invalid(problem) if problem.contains("Sure")));
         let none = json!({"choices": [{"message": {"content": "3"}}]});
-        assert!(matches!(read_answer(&none, &grades(), 0.9), Err(Failure::Invalid(_))));
+        assert!(matches!(
+            read_answer(&none, &grades(), 0.9),
+            Err(Failure::Invalid(_))
+        ));
     }
 }

@@ -47,8 +47,12 @@ pub fn export(source: &Source, out: &Path) -> Result<()> {
         });
     }
     // Loading is the check: every tensor there, none else, all of the right shape and finite.
-    let model =
-        CrossEncoder::load(source.model, Head::Required, None, &burn::tensor::Device::flex())?;
+    let model = CrossEncoder::load(
+        source.model,
+        Head::Required,
+        None,
+        &burn::tensor::Device::flex(),
+    )?;
     let tokenizer = read_json(&source.model.join("tokenizer.json"))?;
     let lower_case = lower_cases(&tokenizer);
     retort_files::write_new_directory(out, |out| {
@@ -89,19 +93,35 @@ fn untruncated(mut tokenizer: Value) -> Value {
 }
 
 fn lower_cases(tokenizer: &Value) -> bool {
-    tokenizer["normalizer"]["lowercase"].as_bool().unwrap_or(false)
+    tokenizer["normalizer"]["lowercase"]
+        .as_bool()
+        .unwrap_or(false)
 }
 
 fn tokenizer_config(source: &Source, lower_case: bool) -> Result<Value> {
     let path = source.model.join("tokenizer_config.json");
-    let mut config = if path.exists() { read_json(&path)? } else { json!({}) };
+    let mut config = if path.exists() {
+        read_json(&path)?
+    } else {
+        json!({})
+    };
     let Some(fields) = config.as_object_mut() else {
-        return Err(Error::File { path, problem: "is not a JSON object".to_owned() });
+        return Err(Error::File {
+            path,
+            problem: "is not a JSON object".to_owned(),
+        });
     };
     // Some shipped files hold the limits of a tokenizer call too, which would cut again.
-    for stray in ["max_length", "pad_to_multiple_of", "stride", "truncation_strategy",
-        "truncation_side", "padding_side", "pad_token_type_id", "name_or_path"]
-    {
+    for stray in [
+        "max_length",
+        "pad_to_multiple_of",
+        "stride",
+        "truncation_strategy",
+        "truncation_side",
+        "padding_side",
+        "pad_token_type_id",
+        "name_or_path",
+    ] {
         fields.remove(stray);
     }
     fields.insert("model_max_length".to_owned(), source.max_tokens.into());
@@ -111,7 +131,9 @@ fn tokenizer_config(source: &Source, lower_case: bool) -> Result<Value> {
 }
 
 fn model_card(source: &Source) -> String {
-    let Source { max_tokens, origin, .. } = source;
+    let Source {
+        max_tokens, origin, ..
+    } = source;
     format!(
         "---\nlibrary_name: sentence-transformers\npipeline_tag: text-ranking\n---\n\n\
          # A cross-encoder reranker\n\n\
@@ -141,8 +163,10 @@ fn sums(folder: &Path) -> Result<String> {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&fs::read(path)?)
-        .map_err(|error| Error::File { path: path.to_owned(), problem: error.to_string() })
+    serde_json::from_slice(&fs::read(path)?).map_err(|error| Error::File {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -50,10 +50,12 @@ impl Scorer {
         let config = read_json(&folder.join("config.json"))?;
         let path = folder.join("tokenizer_config.json");
         let longest = read_json(&path)?["model_max_length"].as_u64();
-        let longest = longest.and_then(|longest| usize::try_from(longest).ok()).ok_or_else(|| {
-            let problem = "model_max_length is not a whole number of tokens".to_owned();
-            Error::File { path, problem }
-        })?;
+        let longest = longest
+            .and_then(|longest| usize::try_from(longest).ok())
+            .ok_or_else(|| {
+                let problem = "model_max_length is not a whole number of tokens".to_owned();
+                Error::File { path, problem }
+            })?;
         // A tokenizer without a limit of its own says so with a huge number.
         let longest = longest.min(model.config().max_position_embeddings);
         Ok(Self {
@@ -74,7 +76,13 @@ impl Scorer {
             Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
             Activation::Identity => logit,
         };
-        Ok(logits.into_iter().map(|logit| Score { logit, score: score(logit) }).collect())
+        Ok(logits
+            .into_iter()
+            .map(|logit| Score {
+                logit,
+                score: score(logit),
+            })
+            .collect())
     }
 }
 

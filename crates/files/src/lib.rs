@@ -74,7 +74,10 @@ pub fn refuse_existing(path: &Path) -> io::Result<()> {
     if path.symlink_metadata().is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("{} exists already: name another path, or remove it first", path.display()),
+            format!(
+                "{} exists already: name another path, or remove it first",
+                path.display()
+            ),
         ));
     }
     Ok(())
@@ -124,7 +127,11 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Makes a rename durable: until its directory is synced, a power cut may undo it.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { fs::File::open(path)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) {
+        fs::File::open(path)?.sync_all()
+    } else {
+        Ok(())
+    }
 }
 
 fn parent(path: &Path) -> &Path {

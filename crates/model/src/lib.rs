@@ -33,6 +33,6 @@ pub use burn::tensor::Device;
 pub use config::BertConfig;
 pub use device::{DeviceChoice, choose};
 pub use error::{Error, Result};
-pub use parallel::{parallel_map, parallelism};
 pub use pairs::{Encoded, PairTokenizer, embed_all, length_buckets, score};
+pub use parallel::{parallel_map, parallelism};
 pub use weights::{Head, ParameterMapper, ParameterVisitor, is_transposed};

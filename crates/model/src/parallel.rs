@@ -40,8 +40,12 @@ pub fn parallel_map<T: Sync, R: Send>(
         done
     };
     let mut results: Vec<(usize, R)> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads.min(items.len())).map(|_| scope.spawn(take)).collect();
-        let joined = threads.into_iter().map(|one| one.join().unwrap_or_else(|p| resume_unwind(p)));
+        let threads: Vec<_> = (0..threads.min(items.len()))
+            .map(|_| scope.spawn(take))
+            .collect();
+        let joined = threads
+            .into_iter()
+            .map(|one| one.join().unwrap_or_else(|p| resume_unwind(p)));
         joined.flatten().collect()
     });
     results.sort_by_key(|(place, _)| *place);
@@ -57,7 +61,12 @@ mod tests {
         let items: Vec<usize> = (0..100).collect();
         for threads in [0, 1, 3, 200] {
             let squares = parallel_map(&items, threads, |item| item * item);
-            assert!(squares.iter().enumerate().all(|(item, square)| item * item == *square));
+            assert!(
+                squares
+                    .iter()
+                    .enumerate()
+                    .all(|(item, square)| item * item == *square)
+            );
         }
         assert!(parallel_map(&[] as &[usize], 4, |item| *item).is_empty());
     }

@@ -262,7 +262,11 @@ impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
 struct Fork;
 
 impl ParameterMapper for Fork {
-    fn map<const N: usize>(&mut self, _name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+    fn map<const N: usize>(
+        &mut self,
+        _name: &str,
+        parameter: Param<Tensor<N>>,
+    ) -> Param<Tensor<N>> {
         let leaf = Tensor::from_inner(parameter.val().inner());
         let id = parameter.id;
         parameter.transform_for_load(leaf, id)

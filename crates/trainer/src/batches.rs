@@ -26,37 +26,57 @@ pub(crate) struct Group {
 impl Step {
     /// The groups in runs of nearly one number, at most `count` of them, none empty.
     pub(crate) fn shards(&self, count: usize) -> Vec<&[Group]> {
-        self.groups.chunks(self.groups.len().div_ceil(count.max(1)).max(1)).collect()
+        self.groups
+            .chunks(self.groups.len().div_ceil(count.max(1)).max(1))
+            .collect()
     }
 }
 
 /// The steps of one epoch, every example once: each query's documents are shuffled and cut into
 /// groups, the groups are shuffled and dealt into steps.
-pub(crate) fn epoch(dataset: &Dataset, settings: &ScheduleSettings, seed: u64, epoch: usize) -> Vec<Step> {
+pub(crate) fn epoch(
+    dataset: &Dataset,
+    settings: &ScheduleSettings,
+    seed: u64,
+    epoch: usize,
+) -> Vec<Step> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch as u64);
     let mut groups = Vec::new();
-    for (query, QueryGroups { examples, sizes }) in
-        dataset.queries.iter().map(|query| split(&query.examples, settings)).enumerate()
+    for (query, QueryGroups { examples, sizes }) in dataset
+        .queries
+        .iter()
+        .map(|query| split(&query.examples, settings))
+        .enumerate()
     {
         let mut shuffled = examples.to_vec();
         shuffled.shuffle(&mut rng);
         let mut rest = shuffled.as_slice();
         for size in sizes {
             let (examples, left) = rest.split_at(size);
-            groups.push(Group { query, examples: examples.to_vec() });
+            groups.push(Group {
+                query,
+                examples: examples.to_vec(),
+            });
             rest = left;
         }
     }
     groups.shuffle(&mut rng);
     let steps = groups.chunks(settings.queries_per_step);
-    steps.map(|groups| Step { groups: groups.to_vec() }).collect()
+    steps
+        .map(|groups| Step {
+            groups: groups.to_vec(),
+        })
+        .collect()
 }
 
 /// The number of steps in an epoch: the same for every epoch.
 pub(crate) fn steps_per_epoch(dataset: &Dataset, settings: &ScheduleSettings) -> usize {
-    let groups: usize =
-        dataset.queries.iter().map(|query| split(&query.examples, settings).sizes.len()).sum();
+    let groups: usize = dataset
+        .queries
+        .iter()
+        .map(|query| split(&query.examples, settings).sizes.len())
+        .sum();
     groups.div_ceil(settings.queries_per_step)
 }
 
@@ -87,10 +107,17 @@ mod tests {
             .map(|size| {
                 let examples = (next..next + size).collect();
                 next += size;
-                QueryExamples { id: String::new(), examples }
+                QueryExamples {
+                    id: String::new(),
+                    examples,
+                }
             })
             .collect();
-        Dataset { pairs: Vec::new(), targets: Vec::new(), queries }
+        Dataset {
+            pairs: Vec::new(),
+            targets: Vec::new(),
+            queries,
+        }
     }
 
     fn schedule() -> ScheduleSettings {
@@ -115,7 +142,12 @@ mod tests {
         for group in groups() {
             assert!(group.examples.len() <= 8);
             let of_query = &dataset.queries[group.query].examples;
-            assert!(group.examples.iter().all(|example| of_query.contains(example)));
+            assert!(
+                group
+                    .examples
+                    .iter()
+                    .all(|example| of_query.contains(example))
+            );
             // A query of 9 is two groups of 4 and 5, not 8 and 1.
             assert!(group.examples.len() > 1 || of_query.len() == 1);
         }

@@ -23,8 +23,12 @@ pub(crate) struct State {
 }
 
 /// The files of a model folder beside its weights: what a tokenizer needs, copied as they are.
-const TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"];
+const TOKENIZER_FILES: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+];
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
@@ -69,7 +73,9 @@ pub(crate) fn save(
 
 /// The last checkpoint: its folder and state. `None` before the first.
 pub(crate) fn last(run: &Path) -> Result<Option<(PathBuf, State)>> {
-    let Some(step) = steps(run)?.into_iter().max() else { return Ok(None) };
+    let Some(step) = steps(run)?.into_iter().max() else {
+        return Ok(None);
+    };
     let folder = folder(run, step);
     let state = read_json(&folder.join(STATE))?;
     Ok(Some((folder, state)))
@@ -119,7 +125,11 @@ fn steps(run: &Path) -> Result<Vec<usize>> {
     let mut steps = Vec::new();
     for entry in fs::read_dir(folder)? {
         // Anything else is a checkpoint that was being written when its process was killed.
-        if let Some(step) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+        if let Some(step) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
             steps.push(step);
         }
     }
@@ -140,6 +150,8 @@ pub(crate) fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// Reads what [`to_json`] wrote.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&fs::read(path)?)
-        .map_err(|error| Error::Run { folder: path.to_owned(), problem: error.to_string() })
+    serde_json::from_slice(&fs::read(path)?).map_err(|error| Error::Run {
+        folder: path.to_owned(),
+        problem: error.to_string(),
+    })
 }

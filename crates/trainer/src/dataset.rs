@@ -41,13 +41,21 @@ impl Dataset {
         for (example, judgement) in judgements.iter().enumerate() {
             let (query, document) = judgement::subject(judgement, collection, labels)?;
             texts.push((query.text.as_str(), document.full_text()));
-            by_query.entry(&judgement.query_id).or_default().push(example);
+            by_query
+                .entry(&judgement.query_id)
+                .or_default()
+                .push(example);
         }
-        let pairs: Vec<(&str, &str)> =
-            texts.iter().map(|(query, document)| (*query, document.as_str())).collect();
+        let pairs: Vec<(&str, &str)> = texts
+            .iter()
+            .map(|(query, document)| (*query, document.as_str()))
+            .collect();
         let queries = by_query
             .into_iter()
-            .map(|(id, examples)| QueryExamples { id: id.to_owned(), examples })
+            .map(|(id, examples)| QueryExamples {
+                id: id.to_owned(),
+                examples,
+            })
             .collect();
         Ok(Self {
             pairs: tokenizer.encode_pairs(&pairs)?,

@@ -50,14 +50,21 @@ impl Evaluation {
         let mut by_query: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for candidate in candidates::read(candidates)? {
             collection.document(&candidate.document_id, candidates)?;
-            by_query.entry(candidate.query_id).or_default().push(candidate.document_id);
+            by_query
+                .entry(candidate.query_id)
+                .or_default()
+                .push(candidate.document_id);
         }
         let mut queries = Vec::new();
         for (id, candidates_of) in by_query {
             let text = collection.query(&id, candidates)?.text.clone();
             let has_gain = |gains: &BTreeMap<String, u8>| gains.values().any(|gain| *gain > 0);
             if qrels.get(&id).is_some_and(has_gain) {
-                queries.push(EvaluationQuery { id, text, candidates: candidates_of });
+                queries.push(EvaluationQuery {
+                    id,
+                    text,
+                    candidates: candidates_of,
+                });
             }
         }
         if queries.is_empty() {
@@ -82,8 +89,10 @@ impl Evaluation {
                 texts.push((&*query.text, collection.document(id, source)?.full_text()));
             }
         }
-        let pairs: Vec<(&str, &str)> =
-            texts.iter().map(|(query, document)| (*query, &**document)).collect();
+        let pairs: Vec<(&str, &str)> = texts
+            .iter()
+            .map(|(query, document)| (*query, &**document))
+            .collect();
         Ok(tokenizer.encode_pairs(&pairs)?)
     }
 
@@ -108,13 +117,21 @@ impl Evaluation {
         relevant_gain: u8,
         mut score: impl FnMut(&EvaluationQuery, &str) -> f32,
     ) -> Measured {
-        let mut measured = Measured { ndcg: Vec::new(), reciprocal_ranks: Vec::new() };
+        let mut measured = Measured {
+            ndcg: Vec::new(),
+            reciprocal_ranks: Vec::new(),
+        };
         for query in &self.queries {
-            let scored: Vec<(&str, f32)> =
-                query.candidates.iter().map(|id| (&**id, score(query, id))).collect();
+            let scored: Vec<(&str, f32)> = query
+                .candidates
+                .iter()
+                .map(|id| (&**id, score(query, id)))
+                .collect();
             let ranked = measure::rank(&scored);
             let gains = &self.qrels[&query.id];
-            measured.ndcg.push(measure::ndcg(&ranked, gains, CUTOFF).unwrap_or_default());
+            measured
+                .ndcg
+                .push(measure::ndcg(&ranked, gains, CUTOFF).unwrap_or_default());
             let reciprocal = measure::reciprocal_rank(&ranked, gains, CUTOFF, relevant_gain);
             measured.reciprocal_ranks.push(reciprocal);
         }

@@ -150,8 +150,11 @@ mod tests {
         let loss = value(margin_mse(scores(&twice), &teacher, &groups));
         assert!((loss - 0.1).abs() < 1e-6, "{loss}");
         // A constant on one group's scores changes no margin.
-        let shifted: Vec<f32> =
-            twice.iter().zip(groups).map(|(s, g)| if g == 1 { s + 5.0 } else { *s }).collect();
+        let shifted: Vec<f32> = twice
+            .iter()
+            .zip(groups)
+            .map(|(s, g)| if g == 1 { s + 5.0 } else { *s })
+            .collect();
         let loss = value(margin_mse(scores(&shifted), &teacher, &groups));
         assert!((loss - 0.1).abs() < 1e-5, "{loss}");
     }

@@ -39,7 +39,11 @@ pub struct NamedGradients {
 impl AdamW {
     /// An optimiser that has made no step.
     pub fn new(settings: &OptimizerSettings) -> Self {
-        Self { settings: settings.clone(), steps: 0, moments: BTreeMap::new() }
+        Self {
+            settings: settings.clone(),
+            steps: 0,
+            moments: BTreeMap::new(),
+        }
     }
 
     /// One update of every parameter that has a gradient. Gives back the gradients' norm; where
@@ -82,8 +86,10 @@ impl AdamW {
         let mut stored = Vec::new();
         for (name, moments) in &self.moments {
             for (kind, tensor) in [("mean", &moments.mean), ("square", &moments.square)] {
-                let bytes: Vec<u8> =
-                    to_host(tensor.clone())?.into_iter().flat_map(f32::to_le_bytes).collect();
+                let bytes: Vec<u8> = to_host(tensor.clone())?
+                    .into_iter()
+                    .flat_map(f32::to_le_bytes)
+                    .collect();
                 stored.push((format!("{name}.{kind}"), bytes));
             }
         }
@@ -106,8 +112,10 @@ impl AdamW {
     /// # Errors
     /// An I/O error, or a file that is not an optimiser's.
     pub(crate) fn load(settings: &OptimizerSettings, path: &Path, device: &Device) -> Result<Self> {
-        let problem =
-            |problem: String| Error::Run { folder: path.to_owned(), problem };
+        let problem = |problem: String| Error::Run {
+            folder: path.to_owned(),
+            problem,
+        };
         let bytes = fs::read(path)?;
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|error| problem(error.to_string()))?;
@@ -118,27 +126,47 @@ impl AdamW {
             .ok_or_else(|| problem("does not say how many steps were made".to_owned()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|error| problem(error.to_string()))?;
         let read = |name: String| {
-            let view = file.tensor(&name).map_err(|error| problem(error.to_string()))?;
-            let values: Vec<f32> =
-                view.data().as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+            let view = file
+                .tensor(&name)
+                .map_err(|error| problem(error.to_string()))?;
+            let values: Vec<f32> = view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|four| f32::from_le_bytes(*four))
+                .collect();
             Ok::<_, Error>(from_host(values, device))
         };
         let mut moments = BTreeMap::new();
-        for name in file.names().iter().filter_map(|name| name.strip_suffix(".mean")) {
+        for name in file
+            .names()
+            .iter()
+            .filter_map(|name| name.strip_suffix(".mean"))
+        {
             let mean = read(format!("{name}.mean"))?;
             let square = read(format!("{name}.square"))?;
             moments.insert(name.to_owned(), Moments { mean, square });
         }
-        Ok(Self { settings: settings.clone(), steps, moments })
+        Ok(Self {
+            settings: settings.clone(),
+            steps,
+            moments,
+        })
     }
 }
 
 impl NamedGradients {
     /// Of a model's parameters.
     pub fn of(model: &CrossEncoder, gradients: &Gradients) -> Self {
-        let mut collect = Collect { gradients, by_name: BTreeMap::new() };
+        let mut collect = Collect {
+            gradients,
+            by_name: BTreeMap::new(),
+        };
         model.visit_parameters(&mut collect);
-        Self { by_name: collect.by_name }
+        Self {
+            by_name: collect.by_name,
+        }
     }
 
     /// The gradients of a sum of losses, from those of its terms.
@@ -157,7 +185,11 @@ impl NamedGradients {
     /// The norm over all parameters together.
     fn norm(&self) -> f64 {
         // Summed in the order of names, so that the same gradients give the same norm.
-        self.by_name.values().map(sum_of_squares).sum::<f64>().sqrt()
+        self.by_name
+            .values()
+            .map(sum_of_squares)
+            .sum::<f64>()
+            .sqrt()
     }
 }
 
@@ -169,7 +201,8 @@ struct Collect<'a> {
 impl ParameterVisitor for Collect<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
         if let Some(gradient) = parameter.val().grad(self.gradients) {
-            self.by_name.insert(name.to_owned(), gradient.flatten(0, N - 1));
+            self.by_name
+                .insert(name.to_owned(), gradient.flatten(0, N - 1));
         }
     }
 }
@@ -195,7 +228,9 @@ struct Constants {
 
 impl ParameterMapper for Update<'_> {
     fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        let Some(gradient) = self.gradients.remove(name) else { return parameter };
+        let Some(gradient) = self.gradients.remove(name) else {
+            return parameter;
+        };
         let moments = self.moments.remove(name).unwrap_or_else(|| Moments {
             mean: gradient.zeros_like(),
             square: gradient.zeros_like(),
@@ -222,7 +257,7 @@ impl ParameterMapper for Update<'_> {
 
 /// Biases and layer norms are left out of weight decay, as BERT was trained.
 fn decays(name: &str) -> bool {
-    !name.ends_with(".bias") && !name.contains("LayerNorm")
+    !name.contains("LayerNorm") && name.rsplit('.').next() != Some("bias")
 }
 
 fn update_on_device(
@@ -236,10 +271,13 @@ fn update_on_device(
     let mean = moments.mean.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
     let square = moments.square.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
     let root = (square.clone().div_scalar(constants.square_correction)).sqrt();
-    let step = mean.clone().div_scalar(constants.mean_correction)
-        / root.add_scalar(constants.epsilon);
+    let step =
+        mean.clone().div_scalar(constants.mean_correction) / root.add_scalar(constants.epsilon);
     let decayed = value.mul_scalar(1.0 - constants.learning_rate * constants.weight_decay);
-    (decayed - step.mul_scalar(constants.learning_rate), Moments { mean, square })
+    (
+        decayed - step.mul_scalar(constants.learning_rate),
+        Moments { mean, square },
+    )
 }
 
 /// The same in one pass over memory, on all cores: as ten tensor operations, of which each is a
@@ -276,7 +314,13 @@ fn update_on_host(
         }
     });
     let device = |values| from_host(values, &device);
-    (device(value), Moments { mean: device(mean), square: device(square) })
+    (
+        device(value),
+        Moments {
+            mean: device(mean),
+            square: device(square),
+        },
+    )
 }
 
 /// On the CPU on all cores, as [`update_on_host`] is and for its reason.
@@ -286,18 +330,22 @@ fn add(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
         return a + b;
     }
     let (mut a, b) = (host(a), host(b));
-    a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a += b;
-        }
-    });
+    a.par_chunks_mut(CHUNK)
+        .zip(b.par_chunks(CHUNK))
+        .for_each(|(a, b)| {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a += b;
+            }
+        });
     from_host(a, &device)
 }
 
 fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
     if tensor.device() == Device::flex() {
         let data = tensor.clone().into_data();
-        let Ok(values) = data.as_slice::<f32>() else { return f64::NAN };
+        let Ok(values) = data.as_slice::<f32>() else {
+            return f64::NAN;
+        };
         // Chunks of one size, summed in order: the same number on any number of cores.
         let sums: Vec<f64> = values
             .par_chunks(1 << 16)
@@ -305,7 +353,12 @@ fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
             .collect();
         return sums.into_iter().sum();
     }
-    tensor.clone().square().sum().try_into_vec_as::<f32>().map_or(f64::NAN, |one| one[0].into())
+    tensor
+        .clone()
+        .square()
+        .sum()
+        .try_into_vec_as::<f32>()
+        .map_or(f64::NAN, |one| one[0].into())
 }
 
 fn to_host(tensor: Tensor<1>) -> Result<Vec<f32>> {

@@ -16,7 +16,9 @@ mod tests {
 
     #[test]
     fn rises_then_falls_and_never_stands_still_at_zero() {
-        let factors: Vec<f64> = (0..10).map(|step| learning_rate_factor(step, 10, 0.2)).collect();
+        let factors: Vec<f64> = (0..10)
+            .map(|step| learning_rate_factor(step, 10, 0.2))
+            .collect();
         assert!((factors[0] - 1.0 / 3.0).abs() < 1e-12 && (factors[1] - 2.0 / 3.0).abs() < 1e-12);
         assert!((factors[2] - 1.0).abs() < 1e-12);
         assert!((factors[9] - 1.0 / 8.0).abs() < 1e-12);

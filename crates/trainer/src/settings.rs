@@ -163,10 +163,18 @@ impl TrainSettings {
     /// # Errors
     /// The first setting that is out of range, and its range.
     pub fn check(&self) -> Result<()> {
-        let Self { optimizer, schedule, .. } = self;
+        let Self {
+            optimizer,
+            schedule,
+            ..
+        } = self;
         let whole = [
             ("schedule.epochs", schedule.epochs, 1),
-            ("schedule.documents_per_query", schedule.documents_per_query, 2),
+            (
+                "schedule.documents_per_query",
+                schedule.documents_per_query,
+                2,
+            ),
             ("schedule.queries_per_step", schedule.queries_per_step, 1),
             ("schedule.tokens_per_pass", schedule.tokens_per_pass, 1),
             ("evaluation.every_steps", self.evaluation.every_steps, 1),
@@ -184,21 +192,34 @@ impl TrainSettings {
             ("optimizer.weight_decay", optimizer.weight_decay, 0.0..1.0),
             ("optimizer.betas", optimizer.betas[0], 0.0..1.0),
             ("optimizer.betas", optimizer.betas[1], 0.0..1.0),
-            ("optimizer.epsilon", optimizer.epsilon, f64::MIN_POSITIVE..1.0),
-            ("optimizer.max_grad_norm", optimizer.max_grad_norm, f64::MIN_POSITIVE..f64::INFINITY),
+            (
+                "optimizer.epsilon",
+                optimizer.epsilon,
+                f64::MIN_POSITIVE..1.0,
+            ),
+            (
+                "optimizer.max_grad_norm",
+                optimizer.max_grad_norm,
+                f64::MIN_POSITIVE..f64::INFINITY,
+            ),
             ("schedule.warmup", schedule.warmup, 0.0..1.0),
         ];
         for (key, value, range) in real {
             if !range.contains(&value) {
-                let problem =
-                    format!("is {value}, must be from {} to below {}", range.start, range.end);
+                let problem = format!(
+                    "is {value}, must be from {} to below {}",
+                    range.start, range.end
+                );
                 return Err(Error::Setting { key, problem });
             }
         }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             let problem = format!("{:?} must be letters, digits, '-', '_' or '.'", self.name);
-            return Err(Error::Setting { key: "name", problem });
+            return Err(Error::Setting {
+                key: "name",
+                problem,
+            });
         }
         Ok(())
     }

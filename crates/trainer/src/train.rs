@@ -110,15 +110,21 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     let test = verdict::Subject::read(&settings.verdict, &collection, &tokenizer)?;
 
     let training_device = run.device.clone().autodiff();
-    let Start { mut student, mut optimizer, mut state } =
-        start(run, &inputs, &training_device)?;
+    let Start {
+        mut student,
+        mut optimizer,
+        mut state,
+    } = start(run, &inputs, &training_device)?;
     student.check(&dataset.pairs)?;
-    let mut metrics = Metrics::open(run.folder, &state)?;
+    let mut metrics = Metrics::open(run.folder, state.as_ref())?;
 
     let per_epoch = batches::steps_per_epoch(&dataset, &settings.schedule);
     let steps = per_epoch * settings.schedule.epochs;
     let mut step = state.map_or(0, |state| state.step);
-    let mut plan = Plan { epoch: usize::MAX, steps: Vec::new() };
+    let mut plan = Plan {
+        epoch: usize::MAX,
+        steps: Vec::new(),
+    };
     report(Event::Stage("training"));
     loop {
         let due = step.is_multiple_of(settings.evaluation.every_steps) || step == steps;
@@ -132,7 +138,11 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
                 Some(state) if !best => (state.best_ndcg, state.best_step),
                 _ => (ndcg, step),
             };
-            let now = State { step, best_ndcg, best_step };
+            let now = State {
+                step,
+                best_ndcg,
+                best_step,
+            };
             checkpoint::save(run.folder, run.base, &student, &optimizer, now)?;
             state = Some(now);
         }
@@ -150,7 +160,12 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
             // A generator's state can't be saved; a seed a step can be given again.
             training_device.seed(settings.seed ^ ((step as u64 + 1) << 20));
         }
-        let context = StepContext { dataset: &dataset, settings, number: step + 1, steps };
+        let context = StepContext {
+            dataset: &dataset,
+            settings,
+            number: step + 1,
+            steps,
+        };
         let (updated, made) = context.make(
             student,
             &mut optimizer,
@@ -180,7 +195,12 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
         &checkpoint::to_json(&verdict.to_json()),
     )?;
     let dev_ndcg = state.map_or(f64::NAN, |state| state.best_ndcg);
-    Ok(Outcome { verdict, steps, dev_ndcg, model })
+    Ok(Outcome {
+        verdict,
+        steps,
+        dev_ndcg,
+        model,
+    })
 }
 
 /// Digests of what a run was made from.
@@ -193,7 +213,12 @@ struct Inputs {
 
 impl Inputs {
     fn read(run: &Run) -> Result<Self> {
-        let TrainSettings { data, evaluation, verdict, .. } = run.settings;
+        let TrainSettings {
+            data,
+            evaluation,
+            verdict,
+            ..
+        } = run.settings;
         let mut files = vec![
             ("base weights", run.base.join("model.safetensors")),
             ("tokenizer", run.base.join("tokenizer.json")),
@@ -228,7 +253,9 @@ const INPUTS: &str = "inputs.json";
 /// A new run's folder and weights, or those of the last checkpoint.
 fn start(run: &Run, inputs: &Inputs, device: &Device) -> Result<Start> {
     let dropout = Some(run.settings.model.dropout);
-    let head = Head::New { seed: run.settings.seed };
+    let head = Head::New {
+        seed: run.settings.seed,
+    };
     if !run.folder.join(checkpoint::SETTINGS).exists() {
         let student = CrossEncoder::load(run.base, head, dropout, device)?;
         retort_files::write_new_directory::<Error>(run.folder, |folder| {
@@ -236,18 +263,32 @@ fn start(run: &Run, inputs: &Inputs, device: &Device) -> Result<Start> {
             fs::write(folder.join(INPUTS), checkpoint::to_json(inputs))?;
             Ok(fs::create_dir(folder.join("steps"))?)
         })?;
-        return Ok(Start { student, optimizer: AdamW::new(&run.settings.optimizer), state: None });
+        return Ok(Start {
+            student,
+            optimizer: AdamW::new(&run.settings.optimizer),
+            state: None,
+        });
     }
 
-    let problem = |problem| Error::Run { folder: run.folder.to_owned(), problem };
+    let problem = |problem| Error::Run {
+        folder: run.folder.to_owned(),
+        problem,
+    };
     if checkpoint::settings(run.folder)? != *run.settings {
-        return Err(problem("was started with other settings: start a new run".to_owned()));
+        return Err(problem(
+            "was started with other settings: start a new run".to_owned(),
+        ));
     }
     let started: Inputs = checkpoint::read_json(&run.folder.join(INPUTS))?;
-    let differing = inputs.sha256.iter().find(|(role, digest)| started.sha256.get(*role) != Some(digest));
+    let differing = inputs
+        .sha256
+        .iter()
+        .find(|(role, digest)| started.sha256.get(*role) != Some(digest));
     if let Some((role, _)) = differing {
         let hint = "put back what it was started with, or start a new run";
-        return Err(problem(format!("was started with another content of the {role}: {hint}")));
+        return Err(problem(format!(
+            "was started with another content of the {role}: {hint}"
+        )));
     }
     for entry in fs::read_dir(run.folder.join("steps"))? {
         let entry = entry?;
@@ -258,17 +299,27 @@ fn start(run: &Run, inputs: &Inputs, device: &Device) -> Result<Start> {
     }
     let Some((folder, state)) = checkpoint::last(run.folder)? else {
         let student = CrossEncoder::load(run.base, head, dropout, device)?;
-        return Ok(Start { student, optimizer: AdamW::new(&run.settings.optimizer), state: None });
+        return Ok(Start {
+            student,
+            optimizer: AdamW::new(&run.settings.optimizer),
+            state: None,
+        });
     };
     let student = CrossEncoder::load(&folder, Head::Required, dropout, device)?;
     let optimizer = checkpoint::optimizer_file(&folder);
     let optimizer = AdamW::load(&run.settings.optimizer, &optimizer, run.device)?;
-    Ok(Start { student, optimizer, state: Some(state) })
+    Ok(Start {
+        student,
+        optimizer,
+        state: Some(state),
+    })
 }
 
 fn to_toml(settings: &TrainSettings) -> Result<String> {
-    toml::to_string(settings)
-        .map_err(|error| Error::Setting { key: "name", problem: error.to_string() })
+    toml::to_string(settings).map_err(|error| Error::Setting {
+        key: "name",
+        problem: error.to_string(),
+    })
 }
 
 /// The steps of the epoch that the run is in.
@@ -297,11 +348,17 @@ impl StepContext<'_> {
     ) -> Result<(CrossEncoder, StepReport)> {
         let started = Instant::now();
         // Dropout draws from one generator: in which order, two threads would leave to chance.
-        let threads =
-            if self.settings.model.dropout > 0.0 { 1 } else { retort_model::parallelism(device) };
+        let threads = if self.settings.model.dropout > 0.0 {
+            1
+        } else {
+            retort_model::parallelism(device)
+        };
         let whole = Shard::of(&step.groups, self.dataset);
-        let shards: Vec<Shard> =
-            step.shards(threads).into_iter().map(|groups| Shard::of(groups, self.dataset)).collect();
+        let shards: Vec<Shard> = step
+            .shards(threads)
+            .into_iter()
+            .map(|groups| Shard::of(groups, self.dataset))
+            .collect();
         let parts = retort_model::parallel_map(&shards, threads, |shard| {
             self.backward(&student.fork(), shard, &whole, device)
         });
@@ -318,7 +375,9 @@ impl StepContext<'_> {
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
-        let Some(gradients) = gradients else { return Err(self.not_finite("loss", loss, step)) };
+        let Some(gradients) = gradients else {
+            return Err(self.not_finite("loss", loss, step));
+        };
         let (student, norm) = optimizer.step(student, gradients, learning_rate);
         if !norm.is_finite() {
             return Err(self.not_finite("gradient norm", norm, step));
@@ -344,13 +403,17 @@ impl StepContext<'_> {
         whole: &Shard,
         device: &Device,
     ) -> Result<Part> {
-        let passes =
-            length_buckets(&shard.lengths(self.dataset), self.settings.schedule.tokens_per_pass);
+        let passes = length_buckets(
+            &shard.lengths(self.dataset),
+            self.settings.schedule.tokens_per_pass,
+        );
         let mut computed_tokens = 0;
         let mut scores = Vec::new();
         for pass in &passes {
-            let inputs: Vec<&Encoded> =
-                pass.iter().map(|place| &self.dataset.pairs[shard.examples[*place]]).collect();
+            let inputs: Vec<&Encoded> = pass
+                .iter()
+                .map(|place| &self.dataset.pairs[shard.examples[*place]])
+                .collect();
             let batch = Batch::new(&inputs, student.config().pad_token_id, device);
             computed_tokens += batch.input_ids.dims().iter().product::<usize>();
             scores.push(student.forward(&batch));
@@ -359,20 +422,24 @@ impl StepContext<'_> {
         let order = || passes.iter().flatten();
         let targets: Vec<f32> = order().map(|place| shard.targets[*place]).collect();
         let groups: Vec<usize> = order().map(|place| shard.groups[*place]).collect();
-        let share = targets.len() as f64 / whole.targets.len() as f64;
+        let of_step = targets.len() as f64 / whole.targets.len() as f64;
         let loss = loss::margin_mse_with_bce_of(
             Tensor::cat(scores, 0),
             &targets,
             &groups,
             loss::compared_groups(&whole.targets, &whole.groups),
-            self.settings.loss.bce_weight * share,
+            self.settings.loss.bce_weight * of_step,
         );
         let value = loss
             .clone()
             .try_into_vec_as::<f32>()
             .map_err(|error| Error::Model(retort_model::Error::from(error)))?;
         let gradients = NamedGradients::of(student, &loss.backward());
-        Ok(Part { loss: f64::from(value[0]), computed_tokens, gradients })
+        Ok(Part {
+            loss: f64::from(value[0]),
+            computed_tokens,
+            gradients,
+        })
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
@@ -380,7 +447,12 @@ impl StepContext<'_> {
         for group in &step.groups {
             let _ = write!(queries, "{} ", self.dataset.queries[group.query].id);
         }
-        Error::NotFinite { step: self.number, what, value, queries: queries.trim_end().to_owned() }
+        Error::NotFinite {
+            step: self.number,
+            what,
+            value,
+            queries: queries.trim_end().to_owned(),
+        }
     }
 }
 
@@ -401,12 +473,22 @@ impl Shard {
             .enumerate()
             .flat_map(|(number, group)| group.examples.iter().map(move |e| (*e, number)))
             .unzip();
-        let targets = examples.iter().map(|example| dataset.targets[*example]).collect();
-        Self { examples, groups, targets }
+        let targets = examples
+            .iter()
+            .map(|example| dataset.targets[*example])
+            .collect();
+        Self {
+            examples,
+            groups,
+            targets,
+        }
     }
 
     fn lengths(&self, dataset: &Dataset) -> Vec<usize> {
-        self.examples.iter().map(|example| dataset.pairs[*example].len()).collect()
+        self.examples
+            .iter()
+            .map(|example| dataset.pairs[*example].len())
+            .collect()
     }
 }
 
@@ -424,7 +506,7 @@ struct Metrics {
 }
 
 impl Metrics {
-    fn open(run: &Path, state: &Option<State>) -> Result<Self> {
+    fn open(run: &Path, state: Option<&State>) -> Result<Self> {
         let path = run.join("metrics.jsonl");
         let step_of = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -441,7 +523,9 @@ impl Metrics {
             _ => String::new(),
         };
         retort_files::write_atomic(&path, kept.as_bytes())?;
-        Ok(Self { file: fs::OpenOptions::new().append(true).open(&path)? })
+        Ok(Self {
+            file: fs::OpenOptions::new().append(true).open(&path)?,
+        })
     }
 
     fn append(&mut self, line: &serde_json::Value) -> Result<()> {

@@ -12,10 +12,10 @@ use retort_data::{judgement, measure};
 use retort_model::{CrossEncoder, Encoded, Head, PairTokenizer};
 use serde_json::json;
 
+use crate::Result;
 use crate::evaluation::{Evaluation, Measured};
 use crate::settings::VerdictSettings;
 use crate::train::Run;
-use crate::Result;
 
 /// Systems measured on the same queries and candidates.
 #[derive(Clone, Debug)]
@@ -77,8 +77,13 @@ impl fmt::Display for Verdict {
         writeln!(f, "system           nDCG@10   95 % interval    MRR@10")?;
         for system in &self.systems {
             let (low, high) = system.ndcg_interval;
-            let System { name, ndcg, mrr, .. } = system;
-            writeln!(f, "{name:<16} {ndcg:>7.4}   {low:.4}–{high:.4}    {mrr:>6.4}")?;
+            let System {
+                name, ndcg, mrr, ..
+            } = system;
+            writeln!(
+                f,
+                "{name:<16} {ndcg:>7.4}   {low:.4}–{high:.4}    {mrr:>6.4}"
+            )?;
         }
         Ok(())
     }
@@ -108,10 +113,17 @@ impl Subject {
         let source = &settings.candidates;
         let evaluation = Evaluation::read(collection, &settings.split, source)?;
         let pairs = evaluation.encode(collection, tokenizer, source)?;
-        let mut texts: Vec<String> =
-            evaluation.queries.iter().map(|query| query.text.clone()).collect();
+        let mut texts: Vec<String> = evaluation
+            .queries
+            .iter()
+            .map(|query| query.text.clone())
+            .collect();
         let mut places = HashMap::new();
-        for id in evaluation.queries.iter().flat_map(|query| &query.candidates) {
+        for id in evaluation
+            .queries
+            .iter()
+            .flat_map(|query| &query.candidates)
+        {
             if !places.contains_key(id) {
                 places.insert(id.clone(), texts.len());
                 texts.push(collection.document(id, source)?.full_text());
@@ -133,13 +145,21 @@ impl Subject {
     }
 
     /// Measures every system.
-    pub(crate) fn verdict(&self, run: &Run, collection: &Collection, model: &Path) -> Result<Verdict> {
+    pub(crate) fn verdict(
+        &self,
+        run: &Run,
+        collection: &Collection,
+        model: &Path,
+    ) -> Result<Verdict> {
         let tokens = run.settings.schedule.tokens_per_pass;
         let relevant_gain = self.settings.relevant_gain;
         let student_of = |student: &CrossEncoder| {
-            self.evaluation.of_student(student, &self.pairs, tokens, relevant_gain)
+            self.evaluation
+                .of_student(student, &self.pairs, tokens, relevant_gain)
         };
-        let head = Head::New { seed: run.settings.seed };
+        let head = Head::New {
+            seed: run.settings.seed,
+        };
         let base = CrossEncoder::load(run.base, head, None, run.device)?;
         let student = CrossEncoder::load(model, Head::Required, None, run.device)?;
         let mut systems = vec![
@@ -149,22 +169,31 @@ impl Subject {
         ];
         systems.extend(self.grades.as_ref().map(|grades| {
             let grade = |query: &str, document: &str| {
-                grades.get(&(query.to_owned(), document.to_owned())).copied().unwrap_or(f32::NAN)
+                grades
+                    .get(&(query.to_owned(), document.to_owned()))
+                    .copied()
+                    .unwrap_or(f32::NAN)
             };
-            let measured =
-                self.evaluation.measure(relevant_gain, |query, id| grade(&query.id, id));
+            let measured = self
+                .evaluation
+                .measure(relevant_gain, |query, id| grade(&query.id, id));
             system("teacher", &measured)
         }));
         systems.push(system("student-before", &student_of(&base)?));
         systems.push(system("student", &student_of(&student)?));
-        Ok(Verdict { split: self.settings.split.clone(), relevant_gain, systems })
+        Ok(Verdict {
+            split: self.settings.split.clone(),
+            relevant_gain,
+            systems,
+        })
     }
 
     fn random(&self) -> Measured {
         let orders: Vec<Measured> = (0..RANDOM_ORDERS)
             .map(|seed| {
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                self.evaluation.measure(self.settings.relevant_gain, |_, _| rng.random::<f32>())
+                self.evaluation
+                    .measure(self.settings.relevant_gain, |_, _| rng.random::<f32>())
             })
             .collect();
         let mean_of = |values: fn(&Measured) -> &Vec<f64>| {
@@ -189,7 +218,11 @@ impl Subject {
         }
         // A document that shares no word with the query scores nothing.
         let score = |query: &str, id: &str| scores[query].get(id).copied().unwrap_or(0.0);
-        Ok(self.evaluation.measure(self.settings.relevant_gain, |query, id| score(&query.id, id)))
+        Ok(self
+            .evaluation
+            .measure(self.settings.relevant_gain, |query, id| {
+                score(&query.id, id)
+            }))
     }
 
     /// The base model as a bi-encoder: the cosine of mean-pooled embeddings.
@@ -201,11 +234,17 @@ impl Subject {
             .collect();
         // Of length one, as they come.
         let cosine = |a: usize, b: usize| -> f32 {
-            embeddings[a].iter().zip(&embeddings[b]).map(|(a, b)| a * b).sum()
+            embeddings[a]
+                .iter()
+                .zip(&embeddings[b])
+                .map(|(a, b)| a * b)
+                .sum()
         };
-        Ok(self.evaluation.measure(self.settings.relevant_gain, |query, id| {
-            cosine(query_places[&*query.id], self.places[id])
-        }))
+        Ok(self
+            .evaluation
+            .measure(self.settings.relevant_gain, |query, id| {
+                cosine(query_places[&*query.id], self.places[id])
+            }))
     }
 }
 
@@ -219,10 +258,7 @@ fn system(name: &'static str, measured: &Measured) -> System {
     }
 }
 
-fn read_grades(
-    labels: &Path,
-    collection: &Collection,
-) -> Result<HashMap<(String, String), f32>> {
+fn read_grades(labels: &Path, collection: &Collection) -> Result<HashMap<(String, String), f32>> {
     let mut grades = HashMap::new();
     for judgement in judgement::read(labels)? {
         judgement::subject(&judgement, collection, labels)?;

@@ -40,9 +40,16 @@ impl Golden {
     }
 
     fn batch(&self, device: &Device) -> Batch {
-        let pairs: Vec<(&str, &str)> =
-            self.queries.iter().zip(&self.documents).map(|(q, d)| (&**q, &**d)).collect();
-        let encoded = PairTokenizer::open(&folder(), 64).unwrap().encode_pairs(&pairs).unwrap();
+        let pairs: Vec<(&str, &str)> = self
+            .queries
+            .iter()
+            .zip(&self.documents)
+            .map(|(q, d)| (&**q, &**d))
+            .collect();
+        let encoded = PairTokenizer::open(&folder(), 64)
+            .unwrap()
+            .encode_pairs(&pairs)
+            .unwrap();
         Batch::new(&encoded.iter().collect::<Vec<&Encoded>>(), 0, device)
     }
 
@@ -62,7 +69,10 @@ fn value(tensor: Tensor<1>) -> f32 {
 
 fn assert_near(what: &str, got: f32, expected: f32, relative: f32) {
     let error = (got - expected).abs() / expected.abs();
-    assert!(error < relative, "{what}: {got}, expected {expected}: off by {error:e}");
+    assert!(
+        error < relative,
+        "{what}: {got}, expected {expected}: off by {error:e}"
+    );
 }
 
 #[test]
@@ -87,7 +97,12 @@ fn every_gradient_of_the_loss_matches_pytorch() {
     let gradients = golden.loss(&model, &golden.batch(&device)).backward();
     let bytes = fs::read(folder().join("gradients_loss.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
-    let mut compare = Compare { gradients, expected, seen: 0, worst: 0.0 };
+    let mut compare = Compare {
+        gradients,
+        expected,
+        seen: 0,
+        worst: 0.0,
+    };
     model.visit_parameters(&mut compare);
     assert_eq!(compare.seen, compare.expected.len());
     println!("largest relative error of a gradient: {:e}", compare.worst);
@@ -97,7 +112,10 @@ fn every_gradient_of_the_loss_matches_pytorch() {
 fn ten_steps_of_adamw_match_pytorch() {
     let golden = Golden::read();
     // So large a norm clips nothing.
-    let runs = [(1e9, &golden.adamw_losses), (1.0, &golden.adamw_clipped_losses)];
+    let runs = [
+        (1e9, &golden.adamw_losses),
+        (1.0, &golden.adamw_clipped_losses),
+    ];
     for (max_grad_norm, expected) in runs {
         let device = Device::flex().autodiff();
         let batch = golden.batch(&device);
@@ -111,13 +129,22 @@ fn ten_steps_of_adamw_match_pytorch() {
         });
         for (step, expected) in expected.iter().enumerate() {
             let loss = golden.loss(&model, &batch);
-            assert_near(&format!("loss {step}"), value(loss.clone()), *expected, 1e-4);
+            assert_near(
+                &format!("loss {step}"),
+                value(loss.clone()),
+                *expected,
+                1e-4,
+            );
             let gradients = NamedGradients::of(&model, &loss.backward());
             let norm;
             (model, norm) = optimizer.step(model, gradients, 1e-3);
             if step == 0 {
                 let error = (norm - golden.gradient_norm).abs() / golden.gradient_norm;
-                assert!(error < 1e-5, "norm {norm}, expected {}", golden.gradient_norm);
+                assert!(
+                    error < 1e-5,
+                    "norm {norm}, expected {}",
+                    golden.gradient_norm
+                );
             }
         }
     }
@@ -134,11 +161,20 @@ impl ParameterVisitor for Compare<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
         self.seen += 1;
         let gradient = parameter.val().grad(&self.gradients).unwrap();
-        let gradient = if is_transposed(name) { gradient.swap_dims(0, 1) } else { gradient };
+        let gradient = if is_transposed(name) {
+            gradient.swap_dims(0, 1)
+        } else {
+            gradient
+        };
         let expected = self.expected.tensor(name).unwrap();
         assert_eq!(gradient.dims().as_slice(), expected.shape(), "{name}");
         let got: Vec<f32> = gradient.try_into_vec_as().unwrap();
-        let expected = expected.data().as_chunks().0.iter().map(|four| f32::from_le_bytes(*four));
+        let expected = expected
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|four| f32::from_le_bytes(*four));
         if name.ends_with("key.bias") {
             // Moves all scores of a row alike, which softmax does not see: 0 but for rounding.
             assert!(got.iter().all(|value| value.abs() < 1e-5), "{name}");

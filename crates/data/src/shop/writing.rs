@@ -38,10 +38,15 @@ impl Shop {
             });
             fs::write(folder.join("queries.jsonl"), jsonl::to_bytes(queries)?)?;
             fs::create_dir(folder.join("qrels"))?;
-            for (split, name) in
-                [(Split::Train, "train"), (Split::Dev, "dev"), (Split::Test, "test")]
-            {
-                fs::write(folder.join("qrels").join(format!("{name}.tsv")), self.qrels(split))?;
+            for (split, name) in [
+                (Split::Train, "train"),
+                (Split::Dev, "dev"),
+                (Split::Test, "test"),
+            ] {
+                fs::write(
+                    folder.join("qrels").join(format!("{name}.tsv")),
+                    self.qrels(split),
+                )?;
             }
             Ok(())
         })
