@@ -161,7 +161,8 @@ fn rewrite(folder: &Path, change: impl Fn(&mut HashMap<String, (Vec<usize>, Vec<
 fn a_model_folder_with_wrong_tensors_names_them() {
     const NAME: &str = "bert.encoder.layer.1.output.dense.weight";
     type Tensors = HashMap<String, (Vec<usize>, Vec<u8>)>;
-    let changes: [(&str, fn(&mut Tensors)); 4] = [
+    type Change = (&'static str, fn(&mut Tensors));
+    let changes: [Change; 4] = [
         ("missing", |tensors| {
             tensors.remove(NAME);
         }),

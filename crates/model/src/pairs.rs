@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fs_err as fs;
 use tokenizers::{
-    EncodeInput, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+    EncodeInput, Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
 use crate::bert::{Batch, CrossEncoder};
@@ -41,7 +41,12 @@ impl Encoded {
 /// The tokenizer of a model folder, cutting pairs the way servers do.
 #[derive(Debug)]
 pub struct PairTokenizer {
-    tokenizer: Tokenizer,
+    /// Cuts nothing. The library's own cutting while it tokenises cuts each text before it weighs
+    /// one against the other, and so gives the odd token of two long texts to another of them than
+    /// servers do.
+    whole: Tokenizer,
+    /// Cuts what is tokenised already, and puts the special tokens around it.
+    cutting: Tokenizer,
 }
 
 impl PairTokenizer {
@@ -73,8 +78,12 @@ impl PairTokenizer {
             );
             return Err(Error::Tokenizer { path, problem });
         }
-        cut(&mut tokenizer, Some(max_tokens), &path)?;
-        Ok(Self { tokenizer })
+        let mut cutting = tokenizer.clone();
+        cut(&mut cutting, Some(max_tokens), &path)?;
+        Ok(Self {
+            whole: tokenizer,
+            cutting,
+        })
     }
 
     /// Tokenises queries with documents, on all cores, in the order given.
@@ -82,7 +91,13 @@ impl PairTokenizer {
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn encode_pairs(&self, pairs: &[(&str, &str)]) -> Result<Vec<Encoded>> {
-        self.encode(pairs.iter().map(|&pair| EncodeInput::from(pair)).collect())
+        let texts = pairs.iter().flat_map(|&(first, second)| [first, second]);
+        let mut encodings = self.tokenise(texts)?.into_iter();
+        let mut encoded = Vec::with_capacity(pairs.len());
+        while let (Some(first), Some(second)) = (encodings.next(), encodings.next()) {
+            encoded.push(self.finish(first, Some(second))?);
+        }
+        Ok(encoded)
     }
 
     /// Tokenises single texts, on all cores, in the order given.
@@ -90,19 +105,26 @@ impl PairTokenizer {
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn encode_texts(&self, texts: &[&str]) -> Result<Vec<Encoded>> {
-        self.encode(texts.iter().map(|&text| EncodeInput::from(text)).collect())
+        let encodings = self.tokenise(texts.iter().copied())?.into_iter();
+        encodings.map(|text| self.finish(text, None)).collect()
     }
 
-    fn encode(&self, inputs: Vec<EncodeInput>) -> Result<Vec<Encoded>> {
-        let encodings = self
-            .tokenizer
-            .encode_batch_fast(inputs, true)
+    fn tokenise<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Result<Vec<Encoding>> {
+        let inputs: Vec<EncodeInput> = texts.map(EncodeInput::from).collect();
+        self.whole
+            .encode_batch_fast(inputs, false)
+            .map_err(Error::Tokenize)
+    }
+
+    fn finish(&self, first: Encoding, second: Option<Encoding>) -> Result<Encoded> {
+        let encoding = self
+            .cutting
+            .post_process(first, second, true)
             .map_err(Error::Tokenize)?;
-        let encoded = |encoding: tokenizers::Encoding| Encoded {
+        Ok(Encoded {
             input_ids: encoding.get_ids().to_vec(),
             token_type_ids: encoding.get_type_ids().to_vec(),
-        };
-        Ok(encodings.into_iter().map(encoded).collect())
+        })
     }
 }
 

@@ -118,13 +118,22 @@ fn the_longer_text_is_cut_first_and_from_the_right() {
     assert_eq!(short[..9], long[..9]);
     assert_eq!(short[9], long[13]);
 
-    // Both too long: half of the seven places each, the odd one to the second.
-    let both = &tokenizer.encode_pairs(&[(
-        "red blue green black white steel",
-        "cup plate knife tea coffee beans",
-    )]);
-    let segments = &both.as_ref().unwrap()[0].token_type_ids;
-    assert_eq!(segments, &[0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    // Both too long: half of the seven places each, and the odd one to the longer, however much
+    // too long both are; to the second where they are alike.
+    let segments = |query: &str, document: &str| {
+        let pair = tokenizer
+            .encode_pairs(&[(query, document)])
+            .unwrap()
+            .remove(0);
+        pair.token_type_ids
+    };
+    let (longer, long) = (
+        "red blue green black white steel tea cup knife red blue green black",
+        "cup plate knife tea coffee beans kettle lamp desk chair cup",
+    );
+    assert_eq!(segments(long, long), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    assert_eq!(segments(long, longer), [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    assert_eq!(segments(longer, long), [0, 0, 0, 0, 0, 0, 1, 1, 1, 1]);
 }
 
 #[test]
