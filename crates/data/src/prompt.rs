@@ -3,8 +3,8 @@
 //! ```toml
 //! answers = ["0", "1", "2", "3"]     # what the teacher may answer, worst first
 //! system = """…the rubric…"""
-//! user = """Query: {{ query }}
-//! Document: {{ document }}"""
+//! user = """Document: {{ document }}
+//! Query: {{ query }}"""
 //!
 //! [[examples]]                       # optional: answered turns shown before the question
 //! query = "dog bowl"
@@ -12,8 +12,9 @@
 //! answer = "3"
 //! ```
 //!
-//! Rubric, examples and query come first and the document last, so that servers that keep a
-//! prompt's prefix read the shared part once per query.
+//! Rubric and examples come first and are the same for every pair, so that servers that keep a
+//! prompt's prefix read them once. Whether query or document comes last is the prompt's to say: a
+//! 1.5 B teacher orders pairs far better when it reads the query last.
 
 use std::path::Path;
 

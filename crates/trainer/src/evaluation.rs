@@ -21,6 +21,7 @@ pub(crate) struct Evaluation {
 }
 
 /// One query of an [`Evaluation`].
+#[derive(Clone)]
 pub(crate) struct EvaluationQuery {
     pub(crate) id: String,
     pub(crate) text: String,
@@ -74,6 +75,15 @@ impl Evaluation {
             }));
         }
         Ok(Self { queries, qrels })
+    }
+
+    /// Some of its queries.
+    pub(crate) fn only(&self, keep: impl Fn(&EvaluationQuery) -> bool) -> Self {
+        let queries = self.queries.iter().filter(|query| keep(query));
+        Self {
+            queries: queries.cloned().collect(),
+            qrels: self.qrels.clone(),
+        }
     }
 
     /// Tokenises every candidate pair, query by query.

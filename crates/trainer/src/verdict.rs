@@ -13,7 +13,7 @@ use retort_model::{CrossEncoder, Encoded, Head, PairTokenizer};
 use serde_json::json;
 
 use crate::Result;
-use crate::evaluation::{Evaluation, Measured};
+use crate::evaluation::{Evaluation, EvaluationQuery, Measured};
 use crate::settings::VerdictSettings;
 use crate::train::Run;
 
@@ -71,18 +71,23 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let queries = self.systems.first().map_or(0, |system| system.queries);
-        writeln!(f, "{} queries of the split {:?}:", queries, self.split)?;
-        writeln!(f)?;
-        writeln!(f, "system           nDCG@10   95 % interval    MRR@10")?;
+        writeln!(
+            f,
+            "{:<16} nDCG@10   95 % interval    MRR@10  queries",
+            self.split
+        )?;
         for system in &self.systems {
             let (low, high) = system.ndcg_interval;
             let System {
-                name, ndcg, mrr, ..
+                name,
+                ndcg,
+                mrr,
+                queries,
+                ..
             } = system;
             writeln!(
                 f,
-                "{name:<16} {ndcg:>7.4}   {low:.4}–{high:.4}    {mrr:>6.4}"
+                "{name:<16} {ndcg:>7.4}   {low:.4}–{high:.4}    {mrr:>6.4}  {queries:>7}"
             )?;
         }
         Ok(())
@@ -167,24 +172,36 @@ impl Subject {
             system("bm25", &self.bm25(collection)?),
             system("base-cosine", &self.cosine(&base, tokens)?),
         ];
-        systems.extend(self.grades.as_ref().map(|grades| {
-            let grade = |query: &str, document: &str| {
-                grades
-                    .get(&(query.to_owned(), document.to_owned()))
-                    .copied()
-                    .unwrap_or(f32::NAN)
-            };
-            let measured = self
-                .evaluation
-                .measure(relevant_gain, |query, id| grade(&query.id, id));
-            system("teacher", &measured)
-        }));
+        systems.extend(self.teacher());
         systems.push(system("student-before", &student_of(&base)?));
         systems.push(system("student", &student_of(&student)?));
         Ok(Verdict {
             split: self.settings.split.clone(),
             relevant_gain,
             systems,
+        })
+    }
+
+    /// The teacher, on the queries of which it judged every candidate: an order of some of them
+    /// would be worth less than the same judgement of all.
+    fn teacher(&self) -> Option<System> {
+        let grades = self.grades.as_ref()?;
+        let grade = |query: &EvaluationQuery, id: &str| {
+            grades.get(&(query.id.clone(), id.to_owned())).copied()
+        };
+        let judged = self
+            .evaluation
+            .only(|query| query.candidates.iter().all(|id| grade(query, id).is_some()));
+        let (measured, all) = (judged.queries.len(), self.evaluation.queries.len());
+        if measured < all {
+            tracing::warn!("the teacher judged all candidates of {measured} of {all} queries");
+        }
+        let score = |query: &EvaluationQuery, id: &str| grade(query, id).unwrap_or(f32::NAN);
+        (measured > 0).then(|| {
+            system(
+                "teacher",
+                &judged.measure(self.settings.relevant_gain, score),
+            )
         })
     }
 
