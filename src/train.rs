@@ -43,7 +43,11 @@ const LATEST: &str = "latest";
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let started = Instant::now();
     let (folder, settings) = match &arguments.resume {
-        Some(run) => (run.clone(), retort_trainer::settings(run)?),
+        // By its own name: `latest` is a link that is about to be set.
+        Some(run) => {
+            let settings = retort_trainer::settings(run)?;
+            (run.canonicalize()?, settings)
+        }
         None => new_run(arguments)?,
     };
     let (device, which) = arguments.device.choose()?;
@@ -114,6 +118,8 @@ fn link_latest(run: &Path) {
         && runs.ends_with(RUNS)
     {
         let (link, fresh) = (runs.join(LATEST), runs.join(format!(".{LATEST}")));
+        // One that an earlier process left behind.
+        let _ = fs_err::remove_file(&fresh);
         let swapped = std::os::unix::fs::symlink(name, &fresh)
             .and_then(|()| retort_files::rename(&fresh, &link))
             .with_context(|| format!("{} was not updated", link.display()));

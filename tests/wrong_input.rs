@@ -55,6 +55,9 @@ fn a_setting_out_of_range_names_its_range() {
     let mut train = job.train("run");
     train.args(["--set", "schedule.warmup=1.5"]);
     refused(&job, &mut train, 78, &["schedule.warmup: is 1.5"]);
+    let mut train = job.train("run");
+    train.args(["--set", "data.max_tokens=65"]);
+    refused(&job, &mut train, 78, &["the base model has 64 positions"]);
 }
 
 #[test]

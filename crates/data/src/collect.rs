@@ -87,7 +87,7 @@ pub async fn collect(
         let outcome = tokio::select! {
             outcome = outcomes.recv() => outcome,
             () = &mut stop => {
-                out.sync()?;
+                keep_arrived(&mut outcomes, &mut out)?;
                 return Err(Error::Interrupted { labelled: progress.done - progress.failed });
             }
         };
@@ -95,7 +95,7 @@ pub async fn collect(
             None => break,
             Some(Ok(judgement)) => out.append(&judgement)?,
             Some(Err(Failure::Fatal(error))) => {
-                out.sync()?;
+                keep_arrived(&mut outcomes, &mut out)?;
                 return Err(error);
             }
             Some(Err(Failure::Transient { problem, .. } | Failure::Invalid(problem))) => {
@@ -120,6 +120,17 @@ pub async fn collect(
         known: candidates.len() - total,
         labelled: total,
     })
+}
+
+/// Stops the workers and writes what they had sent: it is paid for.
+fn keep_arrived(outcomes: &mut mpsc::Receiver<Outcome>, out: &mut Appender) -> Result<()> {
+    outcomes.close();
+    while let Ok(outcome) = outcomes.try_recv() {
+        if let Ok(judgement) = outcome {
+            out.append(&judgement)?;
+        }
+    }
+    out.sync()
 }
 
 /// What is judged, down to its words.

@@ -48,6 +48,12 @@ pub fn write_new_directory<E: From<io::Error>>(
     }
     fs::create_dir(&partial)?;
     let filled = fill(&partial).and_then(|()| {
+        for entry in fs::read_dir(&partial)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::File::open(entry.path())?.sync_all()?;
+            }
+        }
         sync_directory(&partial)?;
         Ok(rename(&partial, path)?)
     });

@@ -114,12 +114,12 @@ pub struct ScheduleSettings {
     pub epochs: usize,
     /// Documents of one query that are compared with one another in a step.
     pub documents_per_query: usize,
-    /// Queries in a step.
+    /// Queries in a step: lower this first when memory runs out.
     pub queries_per_step: usize,
     /// The share of all steps over which the learning rate rises from 0; then it falls to 0.
     pub warmup: f64,
-    /// Padded tokens in one forward pass: lower this first when memory runs out. A step's pairs
-    /// are sorted by length into as many passes as they need.
+    /// Padded tokens in one forward pass: a step's pairs are sorted by length into as many passes
+    /// as they need.
     pub tokens_per_pass: usize,
 }
 

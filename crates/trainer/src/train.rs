@@ -9,7 +9,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_data::collection::Collection;
-use retort_model::{Batch, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
+use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -102,7 +102,7 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     settings.check()?;
     let inputs = Inputs::read(run)?;
     let collection = Collection::read(&settings.data.collection)?;
-    let tokenizer = PairTokenizer::open(run.base, settings.data.max_tokens)?;
+    let tokenizer = tokenizer(run)?;
     let dataset = Dataset::read(&settings.data.labels, &collection, &tokenizer)?;
     let dev_candidates = &settings.evaluation.candidates;
     let dev = Evaluation::read(&collection, &settings.evaluation.split, dev_candidates)?;
@@ -203,6 +203,19 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     })
 }
 
+/// The base model's tokenizer, cutting at a length that the model can read.
+fn tokenizer(run: &Run) -> Result<PairTokenizer> {
+    let max_tokens = run.settings.data.max_tokens;
+    let positions = BertConfig::read(run.base)?.max_position_embeddings;
+    if max_tokens > positions {
+        return Err(Error::Setting {
+            key: "data.max_tokens",
+            problem: format!("is {max_tokens}, but the base model has {positions} positions"),
+        });
+    }
+    Ok(PairTokenizer::open(run.base, max_tokens)?)
+}
+
 /// Digests of what a run was made from.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -219,12 +232,16 @@ impl Inputs {
             verdict,
             ..
         } = run.settings;
+        let qrels = |split: &str| data.collection.join("qrels").join(format!("{split}.tsv"));
         let mut files = vec![
             ("base weights", run.base.join("model.safetensors")),
             ("tokenizer", run.base.join("tokenizer.json")),
             ("corpus", data.collection.join("corpus.jsonl")),
             ("queries", data.collection.join("queries.jsonl")),
             ("labels", data.labels.clone()),
+            ("dev gains", qrels(&evaluation.split)),
+            ("test gains", qrels(&verdict.split)),
+            ("base config", run.base.join("config.json")),
             ("dev candidates", evaluation.candidates.clone()),
             ("test candidates", verdict.candidates.clone()),
         ];
@@ -233,8 +250,8 @@ impl Inputs {
         }
         let mut sha256 = std::collections::BTreeMap::new();
         for (role, path) in files {
-            // The model crate says more about a missing weights file than that it is missing.
-            if path.exists() || !path.starts_with(run.base) {
+            // What reads a missing file says more than that it is missing.
+            if path.exists() {
                 sha256.insert(role.to_owned(), retort_files::sha256_file(&path)?);
             }
         }
