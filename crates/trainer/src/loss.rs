@@ -160,6 +160,28 @@ mod tests {
     }
 
     #[test]
+    fn the_shards_of_a_step_add_up_to_it() {
+        let all = [2.0, 0.5, -1.0, 0.0, 0.3, -0.7, 1.5];
+        let teacher = [3.0, 1.0, 0.0, 1.0, -2.0, 0.5, 0.5];
+        let groups = [0, 0, 0, 0, 1, 1, 1];
+        let whole = value(margin_mse_with_bce(scores(&all), &teacher, &groups, 0.1));
+        let compared = compared_groups(&teacher, &groups);
+        let part = |range: std::ops::Range<usize>| {
+            let weight = 0.1 * range.len() as f64 / all.len() as f64;
+            let (part, targets) = (scores(&all[range.clone()]), &teacher[range.clone()]);
+            value(margin_mse_with_bce_of(
+                part,
+                targets,
+                &groups[range],
+                compared,
+                weight,
+            ))
+        };
+        let sum = part(0..4) + part(4..7);
+        assert!((sum - whole).abs() < 1e-6, "{sum} {whole}");
+    }
+
+    #[test]
     fn documents_the_teacher_ties_give_no_margin() {
         let loss = value(margin_mse(scores(&[1.0, 2.0]), &[0.5, 0.5], &[0, 0]));
         assert!(loss.abs() < 1e-9);
