@@ -101,7 +101,7 @@ impl Collection {
             .ok_or_else(|| self.unknown("query", id, "queries.jsonl", source))
     }
 
-    /// The gold gains of one split, and the path they were read from.
+    /// The gold gains of one split.
     ///
     /// # Errors
     /// A missing file (the splits that exist are named), a malformed row, an unknown id.

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, QueryExamples};
 use crate::settings::ScheduleSettings;
 
 /// The examples of one step; those of one group are compared with one another.
@@ -43,16 +43,11 @@ pub(crate) fn epoch(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch as u64);
     let mut groups = Vec::new();
-    for (query, QueryGroups { examples, sizes }) in dataset
-        .queries
-        .iter()
-        .map(|query| split(&query.examples, settings))
-        .enumerate()
-    {
-        let mut shuffled = examples.to_vec();
+    for (query, QueryExamples { examples, .. }) in dataset.queries.iter().enumerate() {
+        let mut shuffled = examples.clone();
         shuffled.shuffle(&mut rng);
         let mut rest = shuffled.as_slice();
-        for size in sizes {
+        for size in group_sizes(examples.len(), settings) {
             let (examples, left) = rest.split_at(size);
             groups.push(Group {
                 query,
@@ -72,33 +67,21 @@ pub(crate) fn epoch(
 
 /// The number of steps in an epoch: the same for every epoch.
 pub(crate) fn steps_per_epoch(dataset: &Dataset, settings: &ScheduleSettings) -> usize {
-    let groups: usize = dataset
-        .queries
-        .iter()
-        .map(|query| split(&query.examples, settings).sizes.len())
-        .sum();
+    let groups_of = |query: &QueryExamples| group_sizes(query.examples.len(), settings).len();
+    let groups: usize = dataset.queries.iter().map(groups_of).sum();
     groups.div_ceil(settings.queries_per_step)
 }
 
-struct QueryGroups<'a> {
-    examples: &'a [usize],
-    sizes: Vec<usize>,
-}
-
-/// Groups of nearly one size, none above the limit: a rest of one document would be compared with
-/// nothing.
-fn split<'a>(examples: &'a [usize], settings: &ScheduleSettings) -> QueryGroups<'a> {
-    let groups = examples.len().div_ceil(settings.documents_per_query);
-    let sizes = (0..groups)
-        .map(|group| (examples.len() + group) / groups)
-        .collect();
-    QueryGroups { examples, sizes }
+/// The sizes of the groups that `count` documents are cut into: nearly one size, none above the
+/// limit. A rest of one document would be compared with nothing.
+fn group_sizes(count: usize, settings: &ScheduleSettings) -> Vec<usize> {
+    let groups = count.div_ceil(settings.documents_per_query);
+    (0..groups).map(|group| (count + group) / groups).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::QueryExamples;
 
     fn dataset(sizes: &[usize]) -> Dataset {
         let mut next = 0;
