@@ -33,12 +33,15 @@ test:
 # an export in sentence-transformers 5 and 6, which are installed under target/interop first
 [group('check')]
 test-interop:
+    #!/usr/bin/env sh
+    set -eu
     cargo build --locked
+    retort=${CARGO_TARGET_DIR:-target}/debug/retort
     rm -rf target/interop-run
-    target/debug/retort train --device cpu --config configs/demo.toml --out target/interop-run \
+    "$retort" train --device cpu --config configs/demo.toml --out target/interop-run \
         --set model.init=tests/golden/bert --set data.max_tokens=64 \
         --set optimizer.learning_rate=1e-3
-    tests/interop/run.sh target/debug/retort target/interop-run/export
+    tests/interop/run.sh "$retort" target/interop-run/export
 
 # format, lints, documentation
 [group('check')]

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use retort_data::Error as DataError;
 use retort_export::Error as ExportError;
 use retort_hub::Error as HubError;
+use retort_label::Error as LabelError;
 use retort_model::Error as ModelError;
 use retort_trainer::Error as TrainerError;
 
@@ -19,6 +20,7 @@ const TRANSIENT: u8 = 75;
 const AUTHENTICATION: u8 = 77;
 const CONFIGURATION: u8 = 78;
 const INTERRUPTED: u8 = 130;
+const TERMINATED: u8 = 143;
 
 /// Prints the error and its causes to stderr and returns its exit code.
 #[expect(clippy::print_stderr, reason = "the one place that prints an error")]
@@ -37,12 +39,14 @@ fn code(error: &(dyn Error + 'static)) -> Option<u8> {
     let model = || error.downcast_ref().map(of_model);
     let export = || error.downcast_ref().map(of_export);
     let hub = || error.downcast_ref().map(of_hub);
+    let label = || error.downcast_ref().map(of_label);
     let io = || error.downcast_ref().map(of_io);
     data()
         .or_else(trainer)
         .or_else(model)
         .or_else(export)
         .or_else(hub)
+        .or_else(label)
         .or_else(io)
 }
 
@@ -51,10 +55,26 @@ fn of_data(error: &DataError) -> u8 {
         DataError::Io(error) => of_io(error),
         DataError::Row { .. } | DataError::File { .. } => BAD_DATA,
         DataError::Setting(_) => CONFIGURATION,
-        DataError::Authentication { .. } => AUTHENTICATION,
-        DataError::Teacher { .. } => SERVICE_GONE,
-        DataError::Unlabelled { .. } => TRANSIENT,
-        DataError::Interrupted { .. } => INTERRUPTED,
+        _ => FAILED,
+    }
+}
+
+fn of_label(error: &LabelError) -> u8 {
+    match error {
+        LabelError::Io(error) => of_io(error),
+        LabelError::Data(error) => of_data(error),
+        LabelError::File { .. } => BAD_DATA,
+        LabelError::Ledger { .. } => IO,
+        LabelError::Locked { .. }
+        | LabelError::Gone { .. }
+        | LabelError::Unlabelled { passing: true, .. } => TRANSIENT,
+        LabelError::Setting(_) => CONFIGURATION,
+        LabelError::Authentication { .. } => AUTHENTICATION,
+        LabelError::Teacher { .. } | LabelError::Budget { .. } => SERVICE_GONE,
+        LabelError::Interrupted { signal, .. } => match *signal {
+            "SIGTERM" => TERMINATED,
+            _ => INTERRUPTED,
+        },
         _ => FAILED,
     }
 }

@@ -3,8 +3,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use retort_data::collect::{self, LabelSettings};
+use indicatif::HumanDuration;
 use retort_data::settings;
+use retort_label::{Collected, LabelSettings, Plan, Progress};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -19,6 +20,14 @@ pub(crate) struct Arguments {
     /// Override one setting; may be given again
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+
+    /// Ask those pairs too that ended without a judgement for a reason of their own
+    #[arg(long)]
+    again: bool,
+
+    /// Send nothing: say what would be sent where, what it can cost at most, and show one request
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Pairs between two lines where stderr is no terminal.
@@ -26,44 +35,126 @@ const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    if arguments.dry_run {
+        let plan = retort_label::plan(&settings, arguments.again)?;
+        progress::summary(as_json, &describe(&plan), &json!(plan));
+        return Ok(());
+    }
     let bar = progress::bar(0, "label");
     let started = Instant::now();
-    let report = |now: collect::Progress| {
+    let report = |now: Progress| {
         let rate = now.done as f64 / started.elapsed().as_secs_f64();
-        bar.set_length(now.total as u64);
-        bar.set_position(now.done as u64);
-        bar.set_message(format!("{rate:.1} pairs/s, {} failed", now.failed));
-        if bar.is_hidden() && (now.done.is_multiple_of(PAIRS_PER_LINE) || now.done == now.total) {
-            let left = (now.total - now.done) as f64 / rate / 60.0;
-            tracing::info!(
-                "pair {}/{} | {rate:.1} pairs/s | {} failed | {left:.1} min left",
-                now.done,
-                now.total,
-                now.failed
-            );
-        }
-    };
-    let stop = async {
-        // Without a handler an interrupt just ends the process, which the file survives too.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+        let Progress {
+            done,
+            failed,
+            total,
+            tokens,
+            micros,
+        } = now;
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        let money = micros as f64 / 1e6;
+        let so_far = format!("{rate:.1} pairs/s | {failed} failed | {tokens} tokens | {money:.2}");
+        bar.set_message(so_far.clone());
+        if bar.is_hidden() && (done.is_multiple_of(PAIRS_PER_LINE) || done == total) {
+            let left = (total - done) as f64 / rate / 60.0;
+            tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
         }
     };
     let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
-    let collected = runtime.block_on(collect::collect(&settings, report, stop));
+    let collected = runtime.block_on(retort_label::collect(
+        &settings,
+        arguments.again,
+        report,
+        told_to_stop(),
+    ));
     bar.finish_and_clear();
     let collected = collected?;
+    let in_all = HumanDuration(started.elapsed());
     progress::summary(
         as_json,
         &format!(
-            "{}: {} pairs, {} judged before, {} now, in {:.0} s",
-            settings.out.display(),
-            collected.pairs,
-            collected.known,
-            collected.labelled,
-            started.elapsed().as_secs_f64()
+            "{}: {} in {in_all}",
+            settings.ledger.display(),
+            in_words(&collected)
         ),
-        &json!({"out": settings.out, "collected": collected}),
+        &json!({"ledger": settings.ledger, "collected": collected}),
     );
     Ok(())
+}
+
+/// The name of the first signal to stop; a second one ends the process at once, which the ledger
+/// survives too.
+async fn told_to_stop() -> &'static str {
+    let signal = first_signal().await;
+    tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
+    tokio::spawn(async {
+        let code = match first_signal().await {
+            "SIGTERM" => 143,
+            _ => 130,
+        };
+        #[expect(clippy::exit, reason = "asked for a second time")]
+        std::process::exit(code);
+    });
+    signal
+}
+
+#[cfg(unix)]
+async fn first_signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => "SIGINT",
+        Some(()) = terminated.recv() => "SIGTERM",
+    }
+}
+
+#[cfg(not(unix))]
+async fn first_signal() -> &'static str {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => "SIGINT",
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn in_words(collected: &Collected) -> String {
+    let Collected {
+        questions,
+        known,
+        given_up,
+        ended,
+        spent,
+    } = collected;
+    let asked: usize = ended.values().sum();
+    let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
+    format!(
+        "{questions} questions, {known} answered before, {given_up} given up before, {asked} asked \
+         now; the ledger came to {tokens} tokens and {money:.2}"
+    )
+}
+
+fn describe(plan: &Plan) -> String {
+    let Plan {
+        questions,
+        known,
+        given_up,
+        to_ask,
+        most_tokens,
+        most_micros,
+        endpoints,
+        first_request,
+    } = plan;
+    let endpoints = endpoints.join(", ");
+    let money = *most_micros as f64 / 1e6;
+    let request = match first_request {
+        Some(request) => format!("\nthe first request:\n{request:#}"),
+        None => String::new(),
+    };
+    format!(
+        "{questions} questions, {known} answered before, {given_up} given up before\n\
+         {to_ask} would be asked of {endpoints}\n\
+         they can't take more than {most_tokens} tokens and {money:.2} in money{request}"
+    )
 }

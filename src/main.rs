@@ -9,6 +9,7 @@ mod exit;
 mod export;
 mod generate;
 mod label;
+mod labels;
 mod progress;
 mod score;
 mod train;
@@ -42,6 +43,8 @@ enum Command {
     Candidates(candidates::Arguments),
     /// Collect a teacher's judgements over HTTP; run again to go on
     Label(label::Arguments),
+    /// Say what a ledger of judgements holds, seal label sets, import judgements
+    Labels(labels::Arguments),
     /// Train a student, measure it, and write its serving directory
     Train(train::Arguments),
     /// Write a run's serving directory
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(arguments, cli.json),
         Command::Candidates(arguments) => candidates::run(arguments, cli.json),
         Command::Label(arguments) => label::run(arguments, cli.json),
+        Command::Labels(arguments) => labels::run(arguments, cli.json),
         Command::Train(arguments) => train::run(arguments, cli.json),
         Command::Export(arguments) => export::run(arguments, cli.json),
         Command::Score(arguments) => score::run(arguments),

@@ -1,6 +1,6 @@
 //! What the user sees while a command works, and when it is done.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -22,12 +22,13 @@ pub(crate) fn bar(total: usize, what: &str) -> ProgressBar {
     bar
 }
 
-/// The one line a command ends with, on stdout.
-#[expect(clippy::print_stdout, reason = "a command's result is data")]
+/// What a command ends with, on stdout.
 pub(crate) fn summary(as_json: bool, text: &str, json: &serde_json::Value) {
-    if as_json {
-        println!("{json}");
+    let line = if as_json {
+        json.to_string()
     } else {
-        println!("{text}");
-    }
+        text.to_owned()
+    };
+    // The work is done and kept: that nobody reads of it (a closed pipe) is no failure.
+    let _ = writeln!(stdout(), "{line}");
 }

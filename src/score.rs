@@ -34,12 +34,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (device, which) = arguments.device.choose()?;
     tracing::info!("device: {which}");
     let scorer = Scorer::open(&arguments.directory, &device)?;
-    let mut lines = io::stdin().lock().lines().enumerate();
+    let mut lines = io::stdin().lock().split(b'\n').enumerate();
     loop {
         let mut pairs = Vec::new();
         for (index, line) in lines.by_ref().take(PAIRS_AT_A_TIME) {
-            let line = line?;
-            let pair: Pair = serde_json::from_str(&line).map_err(|error| Error::Row {
+            let pair: Pair = serde_json::from_slice(&line?).map_err(|error| Error::Row {
                 path: Path::new("standard input").into(),
                 line: index + 1,
                 problem: format!("{error}; expected {{\"query\": \"…\", \"document\": \"…\"}}"),

@@ -5,11 +5,13 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Teacher, completion, fail, retort, root, stdout, succeed};
-use retort_data::judgement;
+use retort_data::label_set::{self, LabelSet};
 
 /// `retort label` on the first pairs of the demo's dev candidates.
 fn label(folder: &Path, teacher: &Teacher, pairs: usize) -> Command {
@@ -21,13 +23,22 @@ fn label(folder: &Path, teacher: &Teacher, pairs: usize) -> Command {
     command.args(["label", "--config", "configs/label.toml"]);
     for (key, value) in [
         ("candidates", candidates.display().to_string()),
-        ("out", folder.join("labels.jsonl").display().to_string()),
-        ("teacher.endpoint", teacher.url.clone()),
+        ("ledger", folder.join("ledger.sqlite").display().to_string()),
+        ("teacher.endpoints", format!("[{:?}]", teacher.url)),
         ("teacher.retries", "2".to_owned()),
     ] {
         command.arg("--set").arg(format!("{key}={value}"));
     }
     command
+}
+
+/// Seals what the job has so far.
+fn sealed(folder: &Path, name: &str) -> LabelSet {
+    let mut command = retort();
+    command.args(["labels", "seal"]);
+    command.arg(folder.join("ledger.sqlite"));
+    succeed(command.arg("--out").arg(folder.join(name)));
+    label_set::read(&folder.join(name)).unwrap()
 }
 
 fn grades() -> String {
@@ -38,20 +49,42 @@ fn grades() -> String {
 fn labels_every_pair_once_and_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|_, _| (200, "", grades()));
+    let said = stdout(&succeed(label(folder.path(), &teacher, 6).arg("--dry-run")));
+    assert!(
+        said.contains("6 would be asked of http://127.0.0.1") && said.contains("Search: "),
+        "{said}"
+    );
+    assert_eq!(teacher.count(), 0);
+
     succeed(&mut label(folder.path(), &teacher, 6));
-    let labels = judgement::read(&folder.path().join("labels.jsonl")).unwrap();
-    assert_eq!(labels.len(), 6);
-    assert!((labels[0].grade - (1.5 + 0.6 + 0.15)).abs() < 1e-6);
-    assert!((labels[0].mass - 1.0).abs() < 1e-6);
+    let set = sealed(folder.path(), "six");
+    assert_eq!(set.labels.len(), 6);
+    assert!((set.labels[0].grade - (1.5 + 0.6 + 0.15)).abs() < 1e-5);
+    assert!((set.labels[0].mass - 1.0).abs() < 1e-6);
+    assert_eq!(set.manifest.top_grade, 3);
 
     // Six more candidates: the first six are not asked again.
     let said = stdout(&succeed(&mut label(folder.path(), &teacher, 12)));
-    assert!(said.contains("12 pairs, 6 judged before, 6 now"), "{said}");
+    assert!(
+        said.contains("12 questions, 6 answered before, 0 given up before, 6 asked now"),
+        "{said}"
+    );
     assert_eq!(teacher.count(), 12);
+    assert_eq!(sealed(folder.path(), "twelve").labels.len(), 12);
+
+    let mut status = retort();
+    status
+        .args(["labels", "status"])
+        .arg(folder.path().join("ledger.sqlite"));
+    let said = stdout(&succeed(&mut status));
+    assert!(
+        said.contains("12 ok") && said.contains("12 requests"),
+        "{said}"
+    );
 
     let request = teacher.requests.lock().unwrap()[0].clone();
     assert_eq!(request["max_tokens"], 1);
-    assert_eq!(request["temperature"], 0);
+    assert_eq!(request["temperature"], 0.0);
     assert_eq!(request["logprobs"], true);
     let messages = request["messages"].as_array().unwrap();
     assert_eq!(messages[0]["role"], "system");
@@ -64,50 +97,48 @@ fn labels_every_pair_once_and_nothing_twice() {
 }
 
 #[test]
-fn failures_that_pass_are_tried_again() {
+fn an_answer_that_is_no_grade_leaves_the_pair_without_a_label() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|number, _| match number {
-        0 => (
-            429,
-            "retry-after-ms: 20\r\n",
-            "{\"error\":\"slow down\"}".to_owned(),
-        ),
-        1 => (503, "", "busy".to_owned()),
-        2 => (200, "", "<html>".to_owned()),
+        // The first pair, and once more.
+        0 | 1 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
         _ => (200, "", grades()),
     });
-    succeed(&mut label(folder.path(), &teacher, 4));
-    assert_eq!(teacher.count(), 7);
-    assert_eq!(
-        judgement::read(&folder.path().join("labels.jsonl"))
-            .unwrap()
-            .len(),
-        4
-    );
-}
-
-#[test]
-fn an_answer_that_is_no_grade_leaves_the_pair_unlabelled() {
-    let folder = tempfile::tempdir().unwrap();
-    let teacher = Teacher::start(|number, _| match number {
-        1 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
-        _ => (200, "", grades()),
-    });
-    let said = fail(&mut label(folder.path(), &teacher, 4), 75);
+    let one_by_one = |again: &[&str]| {
+        let mut command = label(folder.path(), &teacher, 4);
+        command.args(["--set", "teacher.concurrency=1"]).args(again);
+        command
+    };
+    let said = fail(&mut one_by_one(&[]), 1);
     assert!(
-        said.contains("1 of 4 pairs stayed unlabelled") && said.contains("Sure"),
+        said.contains("1 of 4 questions got no judgement (the last: unparsable")
+            && said.contains("Sure"),
         "{said}"
     );
-    assert_eq!(
-        judgement::read(&folder.path().join("labels.jsonl"))
-            .unwrap()
-            .len(),
-        3
+    assert_eq!(sealed(folder.path(), "three").labels.len(), 3);
+
+    // A set of named pairs is whole or not at all.
+    let mut seal = retort();
+    seal.args(["labels", "seal"])
+        .arg(folder.path().join("ledger.sqlite"));
+    seal.arg("--out").arg(folder.path().join("four"));
+    seal.arg("--candidates")
+        .arg(folder.path().join("candidates.jsonl"));
+    let said = fail(&mut seal, 65);
+    assert!(
+        said.contains("has no judgement of 1 of the pairs"),
+        "{said}"
     );
-    succeed(&mut label(folder.path(), &teacher, 4));
+    assert!(!folder.path().join("four").exists());
+
+    succeed(&mut one_by_one(&[]));
+    assert_eq!(teacher.count(), 5);
+    succeed(&mut one_by_one(&["--again"]));
+    succeed(&mut seal);
     assert_eq!(
-        judgement::read(&folder.path().join("labels.jsonl"))
+        label_set::read(&folder.path().join("four"))
             .unwrap()
+            .labels
             .len(),
         4
     );
@@ -131,7 +162,7 @@ fn a_teacher_that_is_not_there_is_named() {
     let mut command = label(folder.path(), &teacher, 1);
     command.args([
         "--set",
-        "teacher.endpoint=http://127.0.0.1:9/v1",
+        "teacher.endpoints=[\"http://127.0.0.1:9/v1\"]",
         "--set",
         "teacher.retries=0",
     ]);
@@ -140,6 +171,147 @@ fn a_teacher_that_is_not_there_is_named() {
         said.contains("127.0.0.1:9") && said.contains("refused"),
         "{said}"
     );
+}
+
+#[test]
+fn judgements_made_elsewhere_are_imported_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| (200, "", grades()));
+    drop(label(folder.path(), &teacher, 2));
+    let candidates = std::fs::read_to_string(folder.path().join("candidates.jsonl")).unwrap();
+    let rows = |second: &str| {
+        let mut rows = String::new();
+        for (candidate, probabilities) in candidates.lines().zip(["[0.1,0.2,0.3,0.4]", second]) {
+            let candidate: serde_json::Value = serde_json::from_str(candidate).unwrap();
+            let (query, document) = (&candidate["query_id"], &candidate["document_id"]);
+            let row = [
+                "{\"query_id\":",
+                &query.to_string(),
+                ",\"document_id\":",
+                &document.to_string(),
+                ",\"probabilities\":",
+                probabilities,
+                "}\n",
+            ];
+            rows += &row.concat();
+        }
+        std::fs::write(folder.path().join("made.jsonl"), rows).unwrap();
+    };
+    let mut import = retort();
+    import
+        .args(["labels", "import"])
+        .arg(folder.path().join("made.jsonl"));
+    import.arg("--set").arg(format!(
+        "ledger={}",
+        folder.path().join("ledger.sqlite").display()
+    ));
+    rows("[0.1,0.2,0.3]");
+    let said = fail(&mut import, 65);
+    assert!(said.contains("made.jsonl:2: has 3 probabilities"), "{said}");
+    assert!(!folder.path().join("ledger.sqlite").exists());
+    rows("[0,0,0,1]");
+    let said = stdout(&succeed(&mut import));
+    assert!(said.contains("2 judgements imported"), "{said}");
+    let set = sealed(folder.path(), "set");
+    assert!((set.labels.iter().map(|label| label.grade).sum::<f64>() - 5.0).abs() < 1e-9);
+    // They are answers to the same questions: nothing is left to ask.
+    succeed(&mut label(folder.path(), &teacher, 2));
+    assert_eq!(teacher.count(), 0);
+}
+
+/// Rounds of SIGKILL; more by `RETORT_KILL_ROUNDS=200 cargo nextest run kills`.
+#[test]
+fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {
+    let rounds: usize = std::env::var("RETORT_KILL_ROUNDS").map_or(20, |n| n.parse().unwrap());
+    let concurrency = 4;
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = (rounds * 25).min(6000);
+    let candidates = folder.path().join("candidates.jsonl");
+    let all = std::fs::read_to_string(root().join("training-data/shop/candidates/train.jsonl"));
+    let part: String = all.unwrap().split_inclusive('\n').take(pairs).collect();
+    std::fs::write(&candidates, part).unwrap();
+    // What a pair is answered depends on the pair alone.
+    let teacher = Teacher::start(|_, body| {
+        std::thread::sleep(Duration::from_millis(15));
+        let length = body["messages"].to_string().len() as f64;
+        let p = 0.05 + 0.9 * (length % 89.0) / 89.0;
+        (200, "", completion(&[("3", p), ("0", 1.0 - p)]))
+    });
+    let label = |ledger: &str| {
+        let mut command = retort();
+        command.args(["label", "--config", "configs/label.toml"]);
+        for setting in [
+            format!("candidates={}", candidates.display()),
+            format!("ledger={}", folder.path().join(ledger).display()),
+            format!("teacher.endpoints=[{:?}]", teacher.url),
+            format!("teacher.concurrency={concurrency}"),
+        ] {
+            command.arg("--set").arg(setting);
+        }
+        command.stderr(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let answers = |ledger: &str| -> BTreeMap<Vec<u8>, String> {
+        let path = folder.path().join(ledger);
+        let Ok(db) = rusqlite::Connection::open(path) else {
+            return BTreeMap::new();
+        };
+        let Ok(mut select) = db.prepare("SELECT key, answer FROM judgement WHERE outcome = 'ok'")
+        else {
+            return BTreeMap::new();
+        };
+        let rows = select
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+
+    let mut before = BTreeMap::new();
+    let mut kills = 0;
+    for round in 0..rounds {
+        let asked_before = teacher.count();
+        let mut child = label("killed.sqlite").spawn().unwrap();
+        // From before the ledger is open to well into the work; 37 and 151 share no factor.
+        let patience = Duration::from_millis(20 + (round as u64 * 37) % 151);
+        let started = Instant::now();
+        while started.elapsed() < patience && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if child.try_wait().unwrap().is_none() {
+            kills += 1;
+            child.kill().unwrap();
+        }
+        child.wait().unwrap();
+        // What the killed process had sent may still arrive.
+        std::thread::sleep(Duration::from_millis(20));
+        let now = answers("killed.sqlite");
+        for (key, answer) in &before {
+            assert_eq!(
+                now.get(key),
+                Some(answer),
+                "a row was lost in round {round}"
+            );
+        }
+        let (asked, kept) = (teacher.count() - asked_before, now.len() - before.len());
+        assert!(
+            asked <= kept + concurrency,
+            "round {round}: {asked} calls for {kept} rows"
+        );
+        before = now;
+    }
+    assert!(kills > rounds / 2, "{kills} kills");
+    assert!(
+        before.len() > rounds,
+        "only {} rows were written between kills",
+        before.len()
+    );
+    assert!(label("killed.sqlite").status().unwrap().success());
+    let asked = teacher.count();
+    assert!(label("whole.sqlite").status().unwrap().success());
+    let whole = answers("whole.sqlite");
+    assert_eq!(whole.len(), pairs);
+    assert!(whole == answers("killed.sqlite"), "the sets differ");
+    assert!(asked <= pairs + kills * concurrency, "{asked} calls");
 }
 
 #[test]
@@ -154,10 +326,12 @@ fn the_committed_shop_is_what_the_generator_makes() {
             .arg("--collection")
             .arg(&made)
             .args(["--split", split]);
-        if split == "dev" {
+        match split {
             // Half as many, for dev is ranked again and again while training.
-            draw.args(["--bm25", "5", "--trigrams", "3", "--random", "2"]);
-        }
+            "dev" => draw.args(["--bm25", "5", "--trigrams", "3", "--random", "2"]),
+            "test" => draw.args(["--bm25", "15", "--trigrams", "10", "--random", "5"]),
+            _ => &mut draw,
+        };
         succeed(
             draw.arg("--out")
                 .arg(made.join(format!("candidates/{split}.jsonl"))),
@@ -181,16 +355,20 @@ fn the_committed_shop_is_what_the_generator_makes() {
 #[test]
 fn the_committed_labels_are_of_the_candidates() {
     let shop = root().join("training-data/shop");
-    for (split, least) in [("train", 6000), ("test", 1)] {
-        let labels = judgement::read(&shop.join(format!("labels/{split}.jsonl"))).unwrap();
-        let candidates =
-            retort_data::candidates::read(&shop.join(format!("candidates/{split}.jsonl"))).unwrap();
-        assert!(labels.len() >= least, "{split}: {}", labels.len());
-        for label in labels {
-            let judged = |candidate: &retort_data::candidates::Candidate| {
-                candidate.query_id == label.query_id && candidate.document_id == label.document_id
-            };
-            assert!(candidates.iter().any(judged), "{label:?}");
-        }
-    }
+    let labels = label_set::read(&shop.join("labels/train")).unwrap().labels;
+    let candidates = retort_data::candidates::read(&shop.join("candidates/train.jsonl")).unwrap();
+    let mut judged: Vec<_> = (labels.into_iter())
+        .map(|label| (label.query_id, label.document_id))
+        .collect();
+    let mut drawn: Vec<_> = (candidates.into_iter())
+        .map(|candidate| (candidate.query_id, candidate.document_id))
+        .collect();
+    judged.sort();
+    drawn.sort();
+    assert!(
+        judged == drawn,
+        "{} judged, {} drawn",
+        judged.len(),
+        drawn.len()
+    );
 }

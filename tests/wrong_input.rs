@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{SmallJob, fail, retort, root};
+use common::{SmallJob, fail, retort, root, seal};
+use retort_data::label_set::{self, LabelSet};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -64,7 +65,7 @@ fn a_setting_out_of_range_names_its_range() {
 fn missing_files_are_named() {
     let job = SmallJob::new();
     for (setting, name) in [
-        ("data.labels=nowhere.jsonl", "nowhere.jsonl"),
+        ("data.labels=nowhere", "nowhere"),
         ("data.collection=nowhere", "nowhere"),
         ("evaluation.candidates=nowhere.jsonl", "nowhere.jsonl"),
         ("evaluation.split=holdout", "there are dev, test, train"),
@@ -81,30 +82,76 @@ fn missing_files_are_named() {
 }
 
 #[test]
-fn bad_labels_name_file_and_line() {
+fn bad_judgements_name_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("made.jsonl");
+    let refused = |third: &str, expected: &str| {
+        let good = |document: &str| {
+            format!(
+                "{{\"query_id\":\"q001\",\"document_id\":\"{document}\",\"probabilities\":[0,0,0,1]}}\n"
+            )
+        };
+        std::fs::write(
+            &file,
+            format!("{}{}{third}\n", good("p0001"), good("p0002")),
+        )
+        .unwrap();
+        let mut import = retort();
+        import.args(["labels", "import"]).arg(&file);
+        import
+            .arg("--set")
+            .arg(format!("ledger={}/ledger", folder.path().display()));
+        let said = fail(&mut import, 65);
+        assert!(said.contains(expected), "{said:?} lacks {expected:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    };
+    refused("{\"query_id\": \"q001\",", "made.jsonl:3: EOF");
+    let third = |rest: &str| format!("{{\"query_id\":\"q001\",\"document_id\":\"p0003\",{rest}}}");
+    refused(
+        &third("\"probabilities\":[0,0,0,1.5]"),
+        "made.jsonl:3: the grade 4.5 is outside the scale 0 to 3",
+    );
+    refused(
+        &third("\"probabilities\":[0,0,1]"),
+        "made.jsonl:3: has 3 probabilities",
+    );
+    refused(
+        &third("\"probabilities\":[0,0,0,1],\"text\":\"sha256:of another text\""),
+        "made.jsonl:3: was made on other texts",
+    );
+    refused(
+        &third("\"probabilities\":[0,0,0,1]").replace("q001", "q9"),
+        "q9",
+    );
+}
+
+#[test]
+fn a_label_set_that_is_not_what_was_sealed_is_refused() {
     let job = SmallJob::new();
-    let labels = job.path("labels.jsonl");
-    let good = std::fs::read_to_string(&labels).unwrap();
-    let third = good.lines().nth(2).unwrap();
-    let with_third = |line: &str| std::fs::write(&labels, good.replacen(third, line, 1)).unwrap();
+    let labels = job.path("labels");
+    let good = label_set::read(&labels).unwrap();
+    let replace = |set: LabelSet| {
+        std::fs::remove_dir_all(&labels).unwrap();
+        seal(&labels, set);
+    };
+    let mut other = good.clone();
+    other.labels[2].text = "sha256:of another text".to_owned();
+    replace(other);
+    refused(&job, &mut job.train("run"), 65, &["made on other texts"]);
 
-    with_third("{\"query_id\": \"q001\",");
-    refused(&job, &mut job.train("run"), 65, &["labels.jsonl:3: "]);
-
-    let mut outside: serde_json::Value = serde_json::from_str(third).unwrap();
-    outside["grade"] = 3.5.into();
-    with_third(&outside.to_string());
+    replace(good);
+    let shard = labels.join("part-00000.parquet");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    bytes.truncate(bytes.len() - 1);
+    std::fs::write(&shard, bytes).unwrap();
     refused(
         &job,
         &mut job.train("run"),
         65,
-        &["labels.jsonl:3: ", "outside the scale 0 to 3"],
+        &["part-00000.parquet", "not what was sealed"],
     );
-
-    outside = serde_json::from_str(third).unwrap();
-    outside["text"] = "sha256:of another text".into();
-    with_third(&outside.to_string());
-    refused(&job, &mut job.train("run"), 65, &["made on other texts"]);
+    std::fs::remove_file(&shard).unwrap();
+    refused(&job, &mut job.train("run"), 65, &["part-00000.parquet"]);
 }
 
 #[test]

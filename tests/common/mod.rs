@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use retort_data::candidates::{self, Candidate};
+use retort_data::collection::Collection;
+use retort_data::label_set::{self, Label, LabelSet};
+
 /// The repository's root, where the demo's data and configs are.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -58,15 +62,23 @@ impl SmallJob {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let shop = root().join("training-data/shop");
+        let mut labels = label_set::read(&shop.join("labels/train")).unwrap();
+        labels.labels.truncate(480);
+        seal(&folder.path().join("labels"), labels.clone());
         for (from, to, lines) in [
-            ("labels/train.jsonl", "labels.jsonl", 480),
             ("candidates/dev.jsonl", "dev.jsonl", 100),
-            ("candidates/test.jsonl", "test.jsonl", 100),
+            ("candidates/test.jsonl", "test.jsonl", 120),
         ] {
             let text = std::fs::read_to_string(shop.join(from)).unwrap();
             let part: String = text.split_inclusive('\n').take(lines).collect();
             std::fs::write(folder.path().join(to), part).unwrap();
         }
+        let test = folder.path().join("test.jsonl");
+        let judged = LabelSet {
+            labels: made_up_labels(&shop, &test),
+            ..labels
+        };
+        seal(&folder.path().join("test-labels"), judged);
         Self { folder }
     }
 
@@ -80,9 +92,10 @@ impl SmallJob {
         command.args(["train", "--device", "cpu", "--config", "configs/demo.toml"]);
         command.arg("--out").arg(self.path(out));
         for (key, file) in [
-            ("data.labels", "labels.jsonl"),
+            ("data.labels", "labels"),
             ("evaluation.candidates", "dev.jsonl"),
             ("verdict.candidates", "test.jsonl"),
+            ("verdict.teacher_labels", "test-labels"),
         ] {
             command
                 .arg("--set")
@@ -100,6 +113,35 @@ impl SmallJob {
         }
         command
     }
+}
+
+/// What a teacher might say of candidates: it likes short documents.
+fn made_up_labels(collection: &Path, candidates: &Path) -> Vec<Label> {
+    let collection = Collection::read(collection).unwrap();
+    let label = |candidate: Candidate| {
+        let query = collection.query(&candidate.query_id, candidates).unwrap();
+        let document = collection
+            .document(&candidate.document_id, candidates)
+            .unwrap();
+        let p = 1.0 / (1.0 + document.full_text().len() as f64 / 100.0);
+        Label {
+            grade: 3.0 * p,
+            probabilities: vec![1.0 - p, 0.0, 0.0, p],
+            mass: 1.0,
+            samples: 1,
+            text: label_set::text_digest(query, document),
+            at: "2026-11-21T00:00:00Z".to_owned(),
+            query_id: candidate.query_id,
+            document_id: candidate.document_id,
+        }
+    };
+    let candidates = candidates::read(candidates).unwrap();
+    candidates.into_iter().map(label).collect()
+}
+
+/// Writes a label set.
+pub(crate) fn seal(folder: &Path, set: LabelSet) {
+    label_set::write(folder, set.manifest, set.labels.into_iter().map(Ok)).unwrap();
 }
 
 /// What the scripted teacher answers: a status, headers and a body.

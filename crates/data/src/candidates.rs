@@ -4,9 +4,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::bm25::{Bm25, Matching};
@@ -72,11 +69,11 @@ pub fn draw(
 ) -> Result<Vec<Candidate>> {
     let words = Bm25::index(collection.documents(), Matching::Words)?;
     let trigrams = Bm25::index(collection.documents(), Matching::Trigrams)?;
-    let ids: Vec<&str> = collection
+    let lots: Vec<(&str, u64)> = collection
         .documents()
-        .map(|document: &Document| &*document.id)
+        .map(|document: &Document| (&*document.id, lot(seed, &document.id)))
         .collect();
-    let pool_size = (mix.bm25 + mix.trigrams + mix.random).min(ids.len());
+    let pool_size = (mix.bm25 + mix.trigrams + mix.random).min(lots.len());
 
     let mut candidates = Vec::new();
     for (number, query_id) in qrels.keys().enumerate() {
@@ -108,22 +105,69 @@ pub fn draw(
             Source::Trigrams,
         );
 
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(number as u64);
-        let mut shuffled: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        shuffled.shuffle(&mut rng);
-        take(shuffled, usize::MAX, Source::Random);
+        take(
+            lowest_lots(&lots, lot(seed, query_id), pool_size),
+            usize::MAX,
+            Source::Random,
+        );
         candidates.truncate((number + 1) * pool_size);
     }
     Ok(candidates)
 }
 
+/// The `count` documents with the lowest lots for a query.
+///
+/// A lot depends on the seed, the query and the document alone, so that a query or a document
+/// that is added later hardly changes the other candidates, whose labels are paid for.
+fn lowest_lots(lots: &[(&str, u64)], of_query: u64, count: usize) -> Vec<String> {
+    let mut drawn: Vec<(u64, &str)> = lots
+        .iter()
+        .map(|(id, of_document)| (mixed(of_query ^ of_document), *id))
+        .collect();
+    if count < drawn.len() {
+        drawn.select_nth_unstable(count);
+        drawn.truncate(count);
+    }
+    drawn.sort_unstable();
+    drawn.into_iter().map(|(_, id)| id.to_owned()).collect()
+}
+
+/// A number that looks random and is the same for the same seed and id.
+fn lot(seed: u64, id: &str) -> u64 {
+    id.bytes()
+        .fold(mixed(seed), |lot, byte| mixed(lot ^ u64::from(byte)))
+}
+
+/// The finaliser of `SplitMix64` (Steele, Lea and Flood, 2014): every bit depends on every bit.
+fn mixed(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
 /// Reads a file of candidates.
 ///
 /// # Errors
-/// A missing file, or a malformed line (file and line).
+/// A missing file; a malformed line, or a pair named twice (file and line).
 pub fn read(path: &Path) -> Result<Vec<Candidate>> {
-    let rows: Vec<Candidate> = jsonl::read(path, r#"{"query_id", "document_id", "source"}"#)?;
+    let expected = r#"{"query_id", "document_id", "source"}"#;
+    let mut pairs = BTreeSet::new();
+    let mut rows: Vec<Candidate> = Vec::new();
+    for (line, row) in jsonl::read_numbered(path, expected)? {
+        let row: Candidate = row;
+        if !pairs.insert((row.query_id.clone(), row.document_id.clone())) {
+            return Err(Error::Row {
+                path: path.into(),
+                line,
+                problem: format!(
+                    "names the document {} for the query {} a second time: remove the line",
+                    row.document_id, row.query_id
+                ),
+            });
+        }
+        rows.push(row);
+    }
     if rows.is_empty() {
         return Err(Error::File {
             path: path.into(),
@@ -142,4 +186,47 @@ pub fn write(path: &Path, candidates: &[Candidate]) -> Result<()> {
         path,
         &jsonl::to_bytes(candidates)?,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lot_hangs_on_the_query_and_the_document_alone() {
+        let lots: Vec<(String, u64)> = (0..1000)
+            .map(|number| format!("d{number}"))
+            .map(|id| (id.clone(), lot(7, &id)))
+            .collect();
+        let lots: Vec<(&str, u64)> = lots.iter().map(|(id, lot)| (&**id, *lot)).collect();
+        let drawn = lowest_lots(&lots, lot(7, "q1"), 10);
+        assert_eq!(drawn.len(), 10);
+        // Of half the documents, those of them that were drawn are drawn again.
+        let half = lowest_lots(&lots[..500], lot(7, "q1"), 10);
+        let kept: Vec<&String> = drawn
+            .iter()
+            .filter(|id| lots[..500].iter().any(|(known, _)| known == id))
+            .collect();
+        assert_eq!(half.iter().take(kept.len()).collect::<Vec<_>>(), kept);
+        assert!(!kept.is_empty() && kept.len() < 10, "{}", kept.len());
+        assert_ne!(drawn, lowest_lots(&lots, lot(7, "q2"), 10));
+        assert_ne!(drawn, lowest_lots(&lots, lot(8, "q1"), 10));
+    }
+
+    #[test]
+    fn a_pair_named_twice_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("candidates.jsonl");
+        let one = Candidate {
+            query_id: "q".into(),
+            document_id: "d".into(),
+            source: Source::Bm25,
+        };
+        write(&path, &[one.clone(), one]).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("candidates.jsonl:2: names the document d"),
+            "{error}"
+        );
+    }
 }

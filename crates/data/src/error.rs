@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// What can go wrong between a file or a teacher and a judgement.
+/// What can go wrong with a collection, a label set or what is made of them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -32,47 +32,6 @@ pub enum Error {
     /// A setting is unknown, misspelt or out of range.
     #[error("{0}")]
     Setting(String),
-
-    /// The teacher refused the key.
-    #[error("the teacher at {url} refused the request ({status}): {reply}")]
-    Authentication {
-        /// The endpoint.
-        url: String,
-        /// The HTTP status.
-        status: u16,
-        /// What it answered, shortened.
-        reply: String,
-    },
-
-    /// The teacher can't serve this job at all: wrong model, wrong request, no quota.
-    #[error("the teacher at {url} can't do this job: {problem}")]
-    Teacher {
-        /// The endpoint.
-        url: String,
-        /// What it answered, and what to change.
-        problem: String,
-    },
-
-    /// Some pairs stayed unlabelled after every retry; what was labelled is kept.
-    #[error(
-        "{failed} of {asked} pairs stayed unlabelled (last: {last}); \
-         what was labelled is kept: run the same command again to go on"
-    )]
-    Unlabelled {
-        /// Pairs without a label.
-        failed: usize,
-        /// Pairs asked for in this run.
-        asked: usize,
-        /// The last failure seen.
-        last: String,
-    },
-
-    /// The job was interrupted; what was labelled is kept.
-    #[error("interrupted after {labelled} new labels: run the same command again to go on")]
-    Interrupted {
-        /// Labels written by this run.
-        labelled: usize,
-    },
 
     /// The search index failed.
     #[error("the BM25 index failed")]

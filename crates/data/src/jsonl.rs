@@ -1,3 +1,5 @@
+//! Files of one JSON object a line, with errors that name the line.
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
@@ -9,7 +11,10 @@ use crate::{Error, Result};
 /// Reads one JSON object a line; `expected` says in the error what a line should look like.
 ///
 /// Blank lines are skipped, a byte order mark and CRLF line ends are taken in stride.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
+///
+/// # Errors
+/// A missing file, or a line that is no such object (file and line).
+pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
     Ok(read_numbered(path, expected)?
         .into_iter()
         .map(|(_, row)| row)
@@ -17,10 +22,10 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<V
 }
 
 /// [`read`], each row with the number of its line, from 1.
-pub(crate) fn read_numbered<T: DeserializeOwned>(
-    path: &Path,
-    expected: &str,
-) -> Result<Vec<(usize, T)>> {
+///
+/// # Errors
+/// As [`read`].
+pub fn read_numbered<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<(usize, T)>> {
     let mut rows = Vec::new();
     let reader = BufReader::new(fs::File::open(path)?);
     for (index, line) in reader.split(b'\n').enumerate() {
@@ -44,7 +49,10 @@ pub(crate) fn read_numbered<T: DeserializeOwned>(
 }
 
 /// One JSON object a line, as bytes.
-pub(crate) fn to_bytes<T: serde::Serialize>(rows: impl IntoIterator<Item = T>) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// A row that is no JSON, such as a map with keys that are not strings.
+pub fn to_bytes<T: serde::Serialize>(rows: impl IntoIterator<Item = T>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for row in rows {
         serde_json::to_writer(&mut bytes, &row).map_err(std::io::Error::from)?;

@@ -110,7 +110,8 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn hex(digest: &[u8]) -> String {
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(digest: &[u8]) -> String {
     let mut digits = String::with_capacity(2 * digest.len());
     for byte in digest {
         for nibble in [byte >> 4, byte & 15] {

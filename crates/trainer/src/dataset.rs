@@ -1,10 +1,10 @@
-//! Judgements as training examples: tokenised pairs with a teacher logit, grouped by query.
+//! Labels as training examples: tokenised pairs with a teacher logit, grouped by query.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use retort_data::collection::Collection;
-use retort_data::judgement::{self, Judgement};
+use retort_data::label_set::{self, Label};
 use retort_model::{Encoded, PairTokenizer};
 
 use crate::Result;
@@ -26,25 +26,22 @@ pub(crate) struct QueryExamples {
 }
 
 impl Dataset {
-    /// Reads judgements and tokenises what they judged.
+    /// Reads a label set and tokenises what it judged.
     ///
     /// # Errors
-    /// Bad judgements, one about a text that has changed since, or a tokenizer that refuses.
+    /// A bad label set, a label about a text that has changed since, or a tokenizer that refuses.
     pub(crate) fn read(
         labels: &Path,
         collection: &Collection,
         tokenizer: &PairTokenizer,
     ) -> Result<Self> {
-        let judgements = judgement::read(labels)?;
-        let mut texts = Vec::with_capacity(judgements.len());
+        let set = label_set::read(labels)?;
+        let mut texts = Vec::with_capacity(set.labels.len());
         let mut by_query: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (example, judgement) in judgements.iter().enumerate() {
-            let (query, document) = judgement::subject(judgement, collection, labels)?;
+        for (example, label) in set.labels.iter().enumerate() {
+            let (query, document) = label_set::subject(label, collection, labels)?;
             texts.push((query.text.as_str(), document.full_text()));
-            by_query
-                .entry(&judgement.query_id)
-                .or_default()
-                .push(example);
+            by_query.entry(&label.query_id).or_default().push(example);
         }
         let pairs: Vec<(&str, &str)> = texts
             .iter()
@@ -59,7 +56,9 @@ impl Dataset {
             .collect();
         Ok(Self {
             pairs: tokenizer.encode_pairs(&pairs)?,
-            targets: judgements.iter().map(teacher_logit).collect(),
+            targets: (set.labels.iter())
+                .map(|label| teacher_logit(label, set.manifest.top_grade))
+                .collect(),
             queries,
         })
     }
@@ -71,8 +70,8 @@ const LEAST_DOUBT: f64 = 0.01;
 
 /// The expected grade as a logit: `log(p / (1 − p))` of its share `p` of the top grade, so that
 /// the student's sigmoid estimates that share.
-fn teacher_logit(judgement: &Judgement) -> f32 {
-    let share = judgement.grade / judgement.top_grade() as f64;
+fn teacher_logit(label: &Label, top_grade: usize) -> f32 {
+    let share = label.grade / top_grade as f64;
     let share = share.clamp(LEAST_DOUBT, 1.0 - LEAST_DOUBT);
     #[expect(clippy::cast_possible_truncation, reason = "within ±4.6")]
     let logit = (share / (1.0 - share)).ln() as f32;

@@ -107,11 +107,16 @@ impl AdamW {
         Ok(retort_files::write_atomic(path, &bytes)?)
     }
 
-    /// Reads what [`AdamW::save`] wrote, onto a device.
+    /// Reads what [`AdamW::save`] wrote for a model, onto a device.
     ///
     /// # Errors
-    /// An I/O error, or a file that is not an optimiser's.
-    pub(crate) fn load(settings: &OptimizerSettings, path: &Path, device: &Device) -> Result<Self> {
+    /// An I/O error, or a file that is not the optimiser's of a model of this shape.
+    pub(crate) fn load(
+        settings: &OptimizerSettings,
+        path: &Path,
+        model: &CrossEncoder,
+        device: &Device,
+    ) -> Result<Self> {
         let problem = |problem: String| Error::Run {
             folder: path.to_owned(),
             problem,
@@ -125,10 +130,18 @@ impl AdamW {
             .and_then(|metadata| metadata.get("steps")?.parse().ok())
             .ok_or_else(|| problem("does not say how many steps were made".to_owned()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|error| problem(error.to_string()))?;
-        let read = |name: String| {
+        let mut parameters = Sizes(BTreeMap::new());
+        model.visit_parameters(&mut parameters);
+        let read = |name: String, size: usize| {
             let view = file
                 .tensor(&name)
                 .map_err(|error| problem(error.to_string()))?;
+            if view.dtype() != Dtype::F32 || view.shape() != [size] {
+                let (dtype, shape) = (view.dtype(), view.shape());
+                return Err(problem(format!(
+                    "{name} is {dtype} {shape:?}, expected F32 [{size}]"
+                )));
+            }
             let values: Vec<f32> = view
                 .data()
                 .as_chunks()
@@ -144,8 +157,12 @@ impl AdamW {
             .iter()
             .filter_map(|name| name.strip_suffix(".mean"))
         {
-            let mean = read(format!("{name}.mean"))?;
-            let square = read(format!("{name}.square"))?;
+            let size = *parameters
+                .0
+                .get(name)
+                .ok_or_else(|| problem(format!("has moments of {name}, which the model lacks")))?;
+            let mean = read(format!("{name}.mean"), size)?;
+            let square = read(format!("{name}.square"), size)?;
             moments.insert(name.to_owned(), Moments { mean, square });
         }
         Ok(Self {
@@ -204,6 +221,16 @@ impl ParameterVisitor for Collect<'_> {
             self.by_name
                 .insert(name.to_owned(), gradient.flatten(0, N - 1));
         }
+    }
+}
+
+/// How many values each parameter has.
+struct Sizes(BTreeMap<String, usize>);
+
+impl ParameterVisitor for Sizes {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        let size = parameter.shape().num_elements();
+        self.0.insert(name.to_owned(), size);
     }
 }
 

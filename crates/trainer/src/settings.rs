@@ -35,7 +35,7 @@ pub struct TrainSettings {
 pub struct DataSettings {
     /// The collection's folder, in BEIR layout.
     pub collection: PathBuf,
-    /// The judgements to learn from.
+    /// The label set to learn from: a folder that `retort labels seal` wrote.
     pub labels: PathBuf,
     /// Of query, document and special tokens together; the longer text is cut first.
     pub max_tokens: usize,

@@ -9,6 +9,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_data::collection::Collection;
+use retort_data::label_set;
 use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -114,8 +115,7 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
         mut student,
         mut optimizer,
         mut state,
-    } = start(run, &inputs, &training_device)?;
-    student.check(&dataset.pairs)?;
+    } = start(run, &inputs, &dataset, &training_device)?;
     let mut metrics = Metrics::open(run.folder, state.as_ref())?;
 
     let per_epoch = batches::steps_per_epoch(&dataset, &settings.schedule);
@@ -238,7 +238,7 @@ impl Inputs {
             ("tokenizer", run.base.join("tokenizer.json")),
             ("corpus", data.collection.join("corpus.jsonl")),
             ("queries", data.collection.join("queries.jsonl")),
-            ("labels", data.labels.clone()),
+            ("labels", data.labels.join(label_set::MANIFEST)),
             ("dev gains", qrels(&evaluation.split)),
             ("test gains", qrels(&verdict.split)),
             ("base config", run.base.join("config.json")),
@@ -246,7 +246,7 @@ impl Inputs {
             ("test candidates", verdict.candidates.clone()),
         ];
         if let Some(labels) = &verdict.teacher_labels {
-            files.push(("test labels", labels.clone()));
+            files.push(("test labels", labels.join(label_set::MANIFEST)));
         }
         let mut sha256 = std::collections::BTreeMap::new();
         for (role, path) in files {
@@ -268,13 +268,14 @@ struct Start {
 const INPUTS: &str = "inputs.json";
 
 /// A new run's folder and weights, or those of the last checkpoint.
-fn start(run: &Run, inputs: &Inputs, device: &Device) -> Result<Start> {
+fn start(run: &Run, inputs: &Inputs, dataset: &Dataset, device: &Device) -> Result<Start> {
     let dropout = Some(run.settings.model.dropout);
     let head = Head::New {
         seed: run.settings.seed,
     };
     if !run.folder.join(checkpoint::SETTINGS).exists() {
         let student = CrossEncoder::load(run.base, head, dropout, device)?;
+        student.check(&dataset.pairs)?;
         retort_files::write_new_directory::<Error>(run.folder, |folder| {
             fs::write(folder.join(checkpoint::SETTINGS), to_toml(run.settings)?)?;
             fs::write(folder.join(INPUTS), checkpoint::to_json(inputs))?;
@@ -324,7 +325,7 @@ fn start(run: &Run, inputs: &Inputs, device: &Device) -> Result<Start> {
     };
     let student = CrossEncoder::load(&folder, Head::Required, dropout, device)?;
     let optimizer = checkpoint::optimizer_file(&folder);
-    let optimizer = AdamW::load(&run.settings.optimizer, &optimizer, run.device)?;
+    let optimizer = AdamW::load(&run.settings.optimizer, &optimizer, &student, run.device)?;
     Ok(Start {
         student,
         optimizer,

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use retort_data::bm25::{Bm25, Matching};
 use retort_data::collection::Collection;
-use retort_data::{judgement, measure};
+use retort_data::{label_set, measure};
 use retort_model::{CrossEncoder, Encoded, Head, PairTokenizer};
 use serde_json::json;
 
@@ -277,11 +277,11 @@ fn system(name: &'static str, measured: &Measured) -> System {
 
 fn read_grades(labels: &Path, collection: &Collection) -> Result<HashMap<(String, String), f32>> {
     let mut grades = HashMap::new();
-    for judgement in judgement::read(labels)? {
-        judgement::subject(&judgement, collection, labels)?;
+    for label in label_set::read(labels)?.labels {
+        label_set::subject(&label, collection, labels)?;
         #[expect(clippy::cast_possible_truncation, reason = "only ordered by")]
-        let grade = judgement.grade as f32;
-        grades.insert((judgement.query_id, judgement.document_id), grade);
+        let grade = label.grade as f32;
+        grades.insert((label.query_id, label.document_id), grade);
     }
     Ok(grades)
 }

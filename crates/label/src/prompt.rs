@@ -22,29 +22,28 @@ use fs_err as fs;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
-use crate::judgement::short_digest;
 use crate::{Error, Result};
 
 /// A prompt, ready to be rendered.
-pub struct Prompt {
+pub(crate) struct Prompt {
     /// What the teacher may answer; an answer's position is its grade.
-    pub answers: Vec<String>,
-    /// Digest of the whole prompt file.
-    pub digest: String,
+    pub(crate) answers: Vec<String>,
+    /// Digest of what the file says: comments and white space between values leave it alone.
+    pub(crate) digest: String,
     examples: Vec<Example>,
     templates: Environment<'static>,
 }
 
 /// One message of a chat.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
+pub(crate) struct Message {
     /// `system`, `user` or `assistant`.
-    pub role: &'static str,
+    pub(crate) role: &'static str,
     /// What is said.
-    pub content: String,
+    pub(crate) content: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PromptFile {
     answers: Vec<String>,
@@ -55,7 +54,7 @@ struct PromptFile {
 }
 
 /// A pair with the answer it should get.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Example {
     query: String,
@@ -69,7 +68,7 @@ impl Prompt {
     /// # Errors
     /// A missing file, a malformed one, fewer than two answers, a template that names anything but
     /// `query` and `document` or leaves one of them out.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let source = fs::read_to_string(path)?;
         let problem = |problem: String| Error::File {
             path: path.to_owned(),
@@ -92,6 +91,7 @@ impl Prompt {
                 example.query, example.answer
             )));
         }
+        let digest = digest(&file);
         let mut templates = Environment::new();
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
         for (name, template) in [("system", file.system), ("user", file.user)] {
@@ -99,7 +99,6 @@ impl Prompt {
                 .add_template_owned(name, template)
                 .map_err(|error| problem(format!("{error:#}")))?;
         }
-        let digest = short_digest(source.as_bytes());
         let prompt = Self {
             answers: file.answers,
             digest,
@@ -127,7 +126,7 @@ impl Prompt {
     ///
     /// # Errors
     /// A template that names an unknown variable.
-    pub fn messages(&self, query: &str, document: &str) -> Result<Vec<Message>> {
+    pub(crate) fn messages(&self, query: &str, document: &str) -> Result<Vec<Message>> {
         let mut messages = vec![Message {
             role: "system",
             content: self.render("system", query, document)?,
@@ -161,6 +160,12 @@ impl Prompt {
                 ))
             })
     }
+}
+
+fn digest(file: &PromptFile) -> String {
+    // A struct of strings has no way to fail.
+    let json = serde_json::to_vec(file).unwrap_or_default();
+    format!("sha256:{}", retort_files::sha256(&json))
 }
 
 #[cfg(test)]

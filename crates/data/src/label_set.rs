@@ -1,0 +1,519 @@
+//! Label sets: one teacher's judgements under one prompt, sealed. A folder of Parquet shards and a
+//! manifest that says where they came from; nothing in it changes, and every reader checks that.
+//!
+//! ```text
+//! SET/manifest.json        teacher, prompt, scale, cost; name, rows and SHA-256 of each shard
+//! SET/part-00000.parquet   query_id, document_id, grade, probabilities, mass, samples, text, at
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::builder::{Float64Builder, ListBuilder};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float64Type, UInt32Type};
+use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array};
+use arrow_schema::{ArrowError, DataType, Field, Schema};
+use fs_err as fs;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::collection::{Collection, Document, Query};
+use crate::{Error, Result};
+
+/// A label set, read whole.
+#[derive(Clone, Debug)]
+pub struct LabelSet {
+    /// What it is.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest, which holds those of the shards: it stands for every label.
+    pub digest: String,
+    /// The labels, in the order of queries and documents.
+    pub labels: Vec<Label>,
+}
+
+/// One teacher's judgement of one pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Label {
+    /// The query.
+    pub query_id: String,
+    /// The document.
+    pub document_id: String,
+    /// The expected grade, `Σ g·p(g)`: the soft label.
+    pub grade: f64,
+    /// The probability of each grade 0, 1, …, renormalised over the grades.
+    pub probabilities: Vec<f64>,
+    /// How much of the teacher's probability fell on a grade at all, before renormalising.
+    pub mass: f64,
+    /// How often the pair was asked; the probabilities are the mean over that.
+    pub samples: u32,
+    /// Digest of the query's and the document's text: a label outlives no edit of what it judged.
+    pub text: String,
+    /// When it was judged last, RFC 3339.
+    pub at: String,
+}
+
+/// What a label set is and where it came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: String,
+    /// The highest grade; the lowest is 0.
+    pub top_grade: usize,
+    /// What determined the judgements besides the texts: teacher, model, prompt, sampling.
+    pub recipe: Value,
+    /// The models that answered, as they named themselves.
+    pub models: Vec<String>,
+    /// Rows in all shards.
+    pub rows: usize,
+    /// The files that hold them.
+    pub shards: Vec<Shard>,
+    /// The program that sealed it.
+    pub sealed_by: String,
+    /// When, RFC 3339.
+    pub sealed_at: String,
+}
+
+/// One file of a label set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// Its name in the folder.
+    pub file: String,
+    /// Its rows.
+    pub rows: usize,
+    /// Its SHA-256.
+    pub sha256: String,
+}
+
+/// What this program writes and reads.
+pub const FORMAT: &str = "retort.labels.v1";
+/// The manifest's name in a label set's folder.
+pub const MANIFEST: &str = "manifest.json";
+/// Rows that a shard holds at most.
+const ROWS_PER_SHARD: usize = 1_000_000;
+
+impl Label {
+    /// Why this can't be a label on a scale from 0 to `top_grade`, if it can't.
+    pub fn problem(&self, top_grade: usize) -> Option<String> {
+        if !(0.0..=top_grade as f64).contains(&self.grade) {
+            return Some(format!(
+                "the grade {} is outside the scale 0 to {top_grade}",
+                self.grade
+            ));
+        }
+        if self.probabilities.len() != top_grade + 1 {
+            return Some(format!(
+                "has {} probabilities, the scale 0 to {top_grade} has {} grades",
+                self.probabilities.len(),
+                top_grade + 1
+            ));
+        }
+        let total: f64 = self.probabilities.iter().sum();
+        let all_valid = self.probabilities.iter().all(|p| (0.0..=1.0).contains(p));
+        if !all_valid || (total - 1.0).abs() > 1e-3 {
+            return Some(format!("the probabilities sum to {total}, expected 1"));
+        }
+        let expected = expected_grade(&self.probabilities);
+        ((expected - self.grade).abs() > 1e-3).then(|| {
+            format!(
+                "the grade {} is not the probabilities' expected grade {expected}",
+                self.grade
+            )
+        })
+    }
+}
+
+/// `Σ g·p(g)` over grades 0, 1, ….
+pub fn expected_grade(probabilities: &[f64]) -> f64 {
+    probabilities
+        .iter()
+        .enumerate()
+        .map(|(grade, p)| grade as f64 * p)
+        .sum()
+}
+
+/// The digest that ties a label to the words it judged.
+pub fn text_digest(query: &Query, document: &Document) -> String {
+    // The lengths keep ("ab", "c") apart from ("a", "bc").
+    let (query, document) = (&query.text, document.full_text());
+    let joined = format!("{}:{query}{}:{document}", query.len(), document.len());
+    // Sixteen digits: enough to tell texts apart, short in every row.
+    format!("sha256:{}", &retort_files::sha256(joined.as_bytes())[..16])
+}
+
+/// The query and the document a label is about.
+///
+/// # Errors
+/// When the collection lacks one of them, or their words are not those that were judged; `source`
+/// is the label set's folder.
+pub fn subject<'a>(
+    label: &Label,
+    collection: &'a Collection,
+    source: &Path,
+) -> Result<(&'a Query, &'a Document)> {
+    let query = collection.query(&label.query_id, source)?;
+    let document = collection.document(&label.document_id, source)?;
+    if text_digest(query, document) == label.text {
+        return Ok((query, document));
+    }
+    Err(problem(
+        source,
+        format!(
+            "the judgement on {} {} was made on other texts than the collection has now: \
+             label the changed pairs again, or use the collection that was judged",
+            label.query_id, label.document_id
+        ),
+    ))
+}
+
+/// Reads a label set and checks every shard against the manifest.
+///
+/// # Errors
+/// A folder that is no label set, a shard that is missing or was changed, a label outside the
+/// scale.
+pub fn read(folder: &Path) -> Result<LabelSet> {
+    let path = folder.join(MANIFEST);
+    if !path.exists() {
+        return Err(problem(
+            folder,
+            format!("is no label set: it has no {MANIFEST}; `retort labels seal` writes one"),
+        ));
+    }
+    let bytes = fs::read(&path)?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| problem(&path, error.to_string()))?;
+    if manifest.format != FORMAT {
+        let format = &manifest.format;
+        return Err(problem(
+            &path,
+            format!("has the format {format}, expected {FORMAT}"),
+        ));
+    }
+    let mut labels = Vec::with_capacity(manifest.rows);
+    for shard in &manifest.shards {
+        // A name, not a path: nothing outside the folder is opened.
+        if Path::new(&shard.file).file_name() != Some(shard.file.as_ref()) {
+            return Err(problem(&path, format!("{:?} is no file name", shard.file)));
+        }
+        let path = folder.join(&shard.file);
+        let digest = retort_files::sha256_file(&path)?;
+        if digest != shard.sha256 {
+            return Err(problem(
+                &path,
+                format!(
+                    "is not what was sealed: its SHA-256 is {digest}, the manifest has {}",
+                    shard.sha256
+                ),
+            ));
+        }
+        let before = labels.len();
+        read_shard(&path, &mut labels)?;
+        if labels.len() - before != shard.rows {
+            let rows = labels.len() - before;
+            return Err(problem(
+                &path,
+                format!("has {rows} rows, the manifest has {}", shard.rows),
+            ));
+        }
+    }
+    if labels.is_empty() {
+        return Err(problem(folder, "holds no labels".to_owned()));
+    }
+    for label in &labels {
+        if let Some(wrong) = label.problem(manifest.top_grade) {
+            let (query, document) = (&label.query_id, &label.document_id);
+            return Err(problem(folder, format!("{query} {document}: {wrong}")));
+        }
+    }
+    Ok(LabelSet {
+        manifest,
+        digest: retort_files::sha256(&bytes),
+        labels,
+    })
+}
+
+/// Writes a label set into a new folder; returns its digest. `manifest`'s rows and shards are
+/// filled in.
+///
+/// # Errors
+/// A folder that exists already, a label outside the scale, an I/O error; nothing is left then.
+pub fn write(
+    folder: &Path,
+    mut manifest: Manifest,
+    labels: impl IntoIterator<Item = Result<Label>>,
+) -> Result<String> {
+    let mut digest = String::new();
+    let mut labels = labels.into_iter().peekable();
+    retort_files::write_new_directory::<Error>(folder, |partial| {
+        (manifest.rows, manifest.shards) = (0, Vec::new());
+        while labels.peek().is_some() {
+            let file = format!("part-{:05}.parquet", manifest.shards.len());
+            let path = partial.join(&file);
+            let rows = write_shard(
+                &path,
+                manifest.top_grade,
+                labels.by_ref().take(ROWS_PER_SHARD),
+            )?;
+            manifest.rows += rows;
+            manifest.shards.push(Shard {
+                sha256: retort_files::sha256_file(&path)?,
+                file,
+                rows,
+            });
+        }
+        let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(std::io::Error::from)?;
+        bytes.push(b'\n');
+        fs::write(partial.join(MANIFEST), &bytes)?;
+        digest = retort_files::sha256(&bytes);
+        Ok(())
+    })?;
+    Ok(digest)
+}
+
+/// Rows that go through memory at a time.
+const ROWS_PER_BATCH: usize = 8192;
+
+fn write_shard(
+    path: &Path,
+    top_grade: usize,
+    mut labels: impl Iterator<Item = Result<Label>>,
+) -> Result<usize> {
+    let item = Arc::new(Field::new("item", DataType::Float64, true));
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("query_id", DataType::Utf8, false),
+        Field::new("document_id", DataType::Utf8, false),
+        Field::new("grade", DataType::Float64, false),
+        Field::new("probabilities", DataType::List(item), false),
+        Field::new("mass", DataType::Float64, false),
+        Field::new("samples", DataType::UInt32, false),
+        Field::new("text", DataType::Utf8, false),
+        Field::new("at", DataType::Utf8, false),
+    ]));
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .build();
+    let broken = |error: ParquetError| problem(path, error.to_string());
+    let file = fs::File::create(path)?;
+    let mut writer =
+        ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties)).map_err(broken)?;
+    let mut rows = 0;
+    loop {
+        let batch: Vec<Label> = labels
+            .by_ref()
+            .take(ROWS_PER_BATCH)
+            .collect::<Result<_>>()?;
+        if batch.is_empty() {
+            break;
+        }
+        for label in &batch {
+            if let Some(wrong) = label.problem(top_grade) {
+                let (query, document) = (&label.query_id, &label.document_id);
+                return Err(problem(path, format!("{query} {document}: {wrong}")));
+            }
+        }
+        rows += batch.len();
+        let columns = columns(&batch);
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns)
+            .map_err(|error| problem(path, error.to_string()))?;
+        writer.write(&batch).map_err(broken)?;
+    }
+    writer.close().map_err(broken)?;
+    Ok(rows)
+}
+
+fn columns(labels: &[Label]) -> Vec<ArrayRef> {
+    let text = |of: fn(&Label) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(labels.iter().map(of)))
+    };
+    let number = |of: fn(&Label) -> f64| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(labels.iter().map(of)))
+    };
+    let mut probabilities = ListBuilder::new(Float64Builder::new());
+    for label in labels {
+        probabilities.values().append_slice(&label.probabilities);
+        probabilities.append(true);
+    }
+    let samples = labels.iter().map(|label| label.samples);
+    vec![
+        text(|label| &label.query_id),
+        text(|label| &label.document_id),
+        number(|label| label.grade),
+        Arc::new(probabilities.finish()),
+        number(|label| label.mass),
+        Arc::new(UInt32Array::from_iter_values(samples)),
+        text(|label| &label.text),
+        text(|label| &label.at),
+    ]
+}
+
+fn read_shard(path: &Path, labels: &mut Vec<Label>) -> Result<()> {
+    let broken = |error: ParquetError| problem(path, error.to_string());
+    let file = fs::File::open(path)?.into_parts().0;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+        .and_then(ParquetRecordBatchReaderBuilder::build)
+        .map_err(broken)?;
+    for batch in reader {
+        let batch = batch.map_err(|error: ArrowError| problem(path, error.to_string()))?;
+        let rows = rows(&batch).ok_or_else(|| {
+            problem(
+                path,
+                "lacks a column of a label set, or has one of another type".to_owned(),
+            )
+        })?;
+        labels.extend(rows);
+    }
+    Ok(())
+}
+
+/// The labels of a batch; `None` when a column is missing, of another type, or has a gap.
+fn rows(batch: &RecordBatch) -> Option<Vec<Label>> {
+    let column = |name: &str| {
+        let column = batch.column_by_name(name)?;
+        (column.null_count() == 0).then_some(column)
+    };
+    let text = |name: &str| column(name)?.as_string_opt::<i32>();
+    let number = |name: &str| column(name)?.as_primitive_opt::<Float64Type>();
+    let (query_id, document_id) = (text("query_id")?, text("document_id")?);
+    let (digest, at) = (text("text")?, text("at")?);
+    let (grade, mass) = (number("grade")?, number("mass")?);
+    let samples = column("samples")?.as_primitive_opt::<UInt32Type>()?;
+    let probabilities = column("probabilities")?.as_list_opt::<i32>()?;
+    (0..batch.num_rows())
+        .map(|row| {
+            let probabilities = probabilities.value(row);
+            let probabilities = probabilities.as_primitive_opt::<Float64Type>()?;
+            Some(Label {
+                query_id: query_id.value(row).to_owned(),
+                document_id: document_id.value(row).to_owned(),
+                grade: grade.value(row),
+                probabilities: probabilities.values().to_vec(),
+                mass: mass.value(row),
+                samples: samples.value(row),
+                text: digest.value(row).to_owned(),
+                at: at.value(row).to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn problem(path: &Path, problem: String) -> Error {
+    Error::File {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(document: &str) -> Label {
+        Label {
+            query_id: "q".into(),
+            document_id: document.into(),
+            grade: 1.5,
+            probabilities: vec![0.25, 0.25, 0.25, 0.25],
+            mass: 1.0,
+            samples: 1,
+            text: format!("about {document}"),
+            at: "2026-11-21T00:00:00Z".into(),
+        }
+    }
+
+    fn manifest() -> Manifest {
+        Manifest {
+            format: FORMAT.into(),
+            top_grade: 3,
+            recipe: serde_json::json!({"teacher": "t"}),
+            models: vec!["m".into()],
+            rows: 0,
+            shards: Vec::new(),
+            sealed_by: "test".into(),
+            sealed_at: "2026-11-21T00:00:00Z".into(),
+        }
+    }
+
+    fn write_to(folder: &Path, labels: &[Label]) -> Result<String> {
+        write(folder, manifest(), labels.iter().cloned().map(Ok))
+    }
+
+    #[test]
+    fn what_is_sealed_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        let labels: Vec<Label> = (0..10_000).map(|n| label(&format!("d{n}"))).collect();
+        let digest = write_to(&path, &labels).unwrap();
+        let set = read(&path).unwrap();
+        assert_eq!(set.labels, labels);
+        assert_eq!((set.manifest.rows, set.digest), (10_000, digest));
+        let error = write_to(&path, &labels).unwrap_err().to_string();
+        assert!(error.contains("exists already"), "{error}");
+    }
+
+    #[test]
+    fn a_set_that_was_changed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        write_to(&path, &[label("a")]).unwrap();
+        let shard = path.join("part-00000.parquet");
+        let mut bytes = fs::read(&shard).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&shard, &bytes).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("not what was sealed"), "{error}");
+        fs::remove_file(&shard).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("part-00000"));
+
+        let outside = fs::read_to_string(path.join(MANIFEST)).unwrap();
+        let outside = outside.replace("part-00000.parquet", "../part-00000.parquet");
+        fs::write(path.join(MANIFEST), outside).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("is no file name"), "{error}");
+        let error = read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("labels seal"), "{error}");
+    }
+
+    #[test]
+    fn labels_outside_the_scale_are_not_sealed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        let error_of = |label: Label| {
+            let error = write_to(&path, &[label]).unwrap_err().to_string();
+            assert!(!path.exists());
+            error
+        };
+        let outside = Label {
+            grade: 3.2,
+            ..label("b")
+        };
+        let error = error_of(outside);
+        assert!(
+            error.contains("q b: the grade 3.2 is outside the scale 0 to 3"),
+            "{error}"
+        );
+        let unnormalised = Label {
+            probabilities: vec![0.5, 0.5, 0.5, 0.5],
+            ..label("a")
+        };
+        assert!(error_of(unnormalised).contains("sum to 2"));
+        let other_grade = Label {
+            grade: 2.5,
+            ..label("a")
+        };
+        assert!(error_of(other_grade).contains("expected grade 1.5"));
+        let binary = Label {
+            grade: 0.5,
+            probabilities: vec![0.5, 0.5],
+            ..label("b")
+        };
+        assert!(error_of(binary).contains("has 2 probabilities"));
+    }
+}

@@ -1,0 +1,240 @@
+//! How teachers are asked and how their replies are read: one module a wire format.
+//!
+//! A dialect turns questions into a request and a reply into answers, or says what is wrong with
+//! it. It sends nothing and waits for nothing. A reply with status 200 is not taken at its word:
+//! what does not hold exactly what was asked for is no answer.
+
+pub(crate) mod anthropic;
+pub(crate) mod chat;
+pub(crate) mod rerank;
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::ledger::Outcome;
+use crate::{Error, Result};
+
+/// One query and the documents it is asked about, in the order they are shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Texts {
+    pub(crate) query: String,
+    pub(crate) documents: Vec<String>,
+}
+
+/// A request, ready to be sent.
+pub(crate) struct Request {
+    /// Below the endpoint.
+    pub(crate) path: &'static str,
+    pub(crate) body: Value,
+    /// The most tokens that the prompt can be, and the most that can be written.
+    pub(crate) most_tokens: (u64, u64),
+}
+
+/// Tokens of the prompt, those of them that the server had at hand, and tokens written.
+pub(crate) type Tokens = (u64, u64, u64);
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// As good as no reply: asking again may help.
+    Passing(String),
+    /// The reply can't be read; another may.
+    Unreadable(String),
+    /// These texts get no answer.
+    Final(Outcome, String),
+    /// No question gets one.
+    Fatal(Error),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Passing(problem) | Self::Unreadable(problem) => f.write_str(problem),
+            Self::Final(outcome, problem) => write!(f, "{outcome}: {problem}"),
+            Self::Fatal(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A wire format with all that it needs to know.
+pub(crate) trait Dialect: Send + Sync {
+    /// Questions about one query that a request may hold.
+    fn questions_per_request(&self) -> usize {
+        1
+    }
+
+    /// The request that asks these questions.
+    ///
+    /// # Errors
+    /// A prompt that can't be rendered.
+    fn request(&self, questions: &[&Texts]) -> Result<Request>;
+
+    /// Reads a reply with status 200: an answer for each of so many questions, or none.
+    fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem>;
+
+    /// The model as the server names it.
+    fn model(&self, reply: &Value) -> Option<String> {
+        reply["model"].as_str().map(str::to_owned)
+    }
+
+    /// What the server says it used.
+    fn usage(&self, reply: &Value) -> Option<Tokens> {
+        let usage = &reply["usage"];
+        let read = usage["prompt_tokens"].as_u64()?;
+        let cached = &usage["prompt_tokens_details"]["cached_tokens"];
+        let written = &usage["completion_tokens"];
+        Some((
+            read,
+            cached.as_u64().unwrap_or(0),
+            written.as_u64().unwrap_or(0),
+        ))
+    }
+}
+
+/// What a reply with another status than 200 means; `url` names the teacher in errors.
+pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
+    let json: Value = serde_json::from_str(body).unwrap_or_default();
+    let error = &json["error"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
+    let code = format!("{} {}", text(&error["code"]), text(&error["type"]));
+    let message = format!("{} {}", text(&error["message"]), text(&json["message"]));
+    let any = |haystack: &str, needles: &[&str]| needles.iter().any(|one| haystack.contains(one));
+    let shown = shortened(body);
+    let teacher = |problem: String| {
+        Problem::Fatal(Error::Teacher {
+            url: url.to_owned(),
+            problem,
+        })
+    };
+
+    let no_credit = any(&code, &["insufficient_quota", "billing_error"])
+        || any(&message, &["credit balance", "spend limit"]);
+    if status == 402 || no_credit {
+        return teacher(format!("no credit left ({status}): {shown}"));
+    }
+    if status == 401 || status == 403 {
+        return Problem::Fatal(Error::Authentication {
+            url: url.to_owned(),
+            status,
+            reply: shown,
+        });
+    }
+    if any(&code, &["content_filter", "contentfilter"]) {
+        return Problem::Final(Outcome::Filtered, format!("{status}: {shown}"));
+    }
+    let too_long = any(&code, &["context_length_exceeded", "exceed_context_size"])
+        || any(&message, &["maximum context length", "context size"]);
+    if (status == 400 && too_long) || status == 413 {
+        return Problem::Final(Outcome::Truncated, format!("{status}: {shown}"));
+    }
+    if crate::retry::passes(status) {
+        return Problem::Passing(format!("{status}: {shown}"));
+    }
+    let hint = match status {
+        300..400 => "; redirects are not followed: name the endpoint itself",
+        404 => "; is the endpoint's path right, and the model's name?",
+        _ => "",
+    };
+    teacher(format!("{status}: {shown}{hint}"))
+}
+
+/// The grade as it is written, and nothing beside it.
+fn written_grade(written: &str, answers: &[String]) -> Result<Value, Problem> {
+    let grade = answers
+        .iter()
+        .position(|answer| answer == written.trim())
+        .ok_or_else(|| {
+            let shown = shortened(written);
+            Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
+        })?;
+    let mut probabilities = vec![0.0; answers.len()];
+    probabilities[grade] = 1.0;
+    Ok(json!({"probabilities": probabilities, "mass": 1.0}))
+}
+
+/// Six decimals: below what a quantised teacher's probabilities mean.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
+/// The beginning of a reply, for a message.
+pub(crate) fn shortened(text: &str) -> String {
+    let text = text.trim();
+    match text.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let cases = [
+            (
+                429,
+                r#"{"error":{"code":"rate_limit_exceeded"}}"#,
+                "passing",
+            ),
+            (429, r#"{"error":{"code":"insufficient_quota"}}"#, "teacher"),
+            (402, "", "teacher"),
+            (
+                400,
+                r#"{"error":{"type":"invalid_request_error","message":"Your credit balance is too low"}}"#,
+                "teacher",
+            ),
+            (401, "", "authentication"),
+            (403, "", "authentication"),
+            (
+                404,
+                r#"{"error":{"message":"The model x does not exist"}}"#,
+                "teacher",
+            ),
+            (
+                400,
+                r#"{"error":{"code":"context_length_exceeded"}}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"This model's maximum context length is 4096 tokens"}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"type":"exceed_context_size_error","n_ctx":8192}}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"error":{"code":"content_filter","param":"prompt"}}"#,
+                "filtered",
+            ),
+            (400, r#"{"error":{"message":"unknown field"}}"#, "teacher"),
+            (302, "", "teacher"),
+            (500, "<html>", "passing"),
+            (
+                529,
+                r#"{"type":"error","error":{"type":"overloaded_error"}}"#,
+                "passing",
+            ),
+            (408, "", "passing"),
+        ];
+        for (status, body, expected) in cases {
+            let found = match refusal("http://t/", status, body) {
+                Problem::Passing(_) => "passing",
+                Problem::Unreadable(_) => "unreadable",
+                Problem::Final(Outcome::Filtered, _) => "filtered",
+                Problem::Final(Outcome::Truncated, _) => "truncated",
+                Problem::Final(..) => "other",
+                Problem::Fatal(Error::Teacher { .. }) => "teacher",
+                Problem::Fatal(Error::Authentication { .. }) => "authentication",
+                Problem::Fatal(_) => "fatal",
+            };
+            assert_eq!(found, expected, "{status} {body}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Anthropic's `/messages`. It gives no log-probabilities: the written grades of several samples
+//! make the distribution.
+
+use serde_json::{Map, Value, json};
+
+use super::{Dialect, Problem, Request, Texts, Tokens, shortened, written_grade};
+use crate::Result;
+use crate::ledger::Outcome;
+use crate::prompt::Prompt;
+
+/// The version of the interface, which every request names.
+pub(crate) const VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
+/// Tokens that may stand around a message.
+const TOKENS_AROUND_A_MESSAGE: u64 = 16;
+/// Tokens for a written grade.
+const WRITTEN_TOKENS: u64 = 8;
+
+/// A model behind the messages interface that grades pairs.
+pub(crate) struct Anthropic {
+    pub(crate) prompt: Prompt,
+    pub(crate) model: String,
+    pub(crate) temperature: f64,
+    /// Further fields of the request.
+    pub(crate) extra: Map<String, Value>,
+}
+
+impl Dialect for Anthropic {
+    fn request(&self, questions: &[&Texts]) -> Result<Request> {
+        let question = questions[0];
+        let mut messages = self
+            .prompt
+            .messages(&question.query, &question.documents[0])?;
+        let most_read = messages
+            .iter()
+            .map(|message| message.content.len() as u64 + TOKENS_AROUND_A_MESSAGE)
+            .sum();
+        let system = messages.remove(0).content;
+        let mut body = json!({
+            "model": self.model,
+            "system": system,
+            "messages": messages,
+            "max_tokens": WRITTEN_TOKENS,
+            "temperature": self.temperature,
+        });
+        for (name, value) in &self.extra {
+            body[name] = value.clone();
+        }
+        Ok(Request {
+            path: "messages",
+            body,
+            most_tokens: (most_read, WRITTEN_TOKENS),
+        })
+    }
+
+    fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {
+        match reply["stop_reason"].as_str() {
+            Some("refusal") => {
+                let problem = "the teacher refused".to_owned();
+                return Err(Problem::Final(Outcome::Refused, problem));
+            }
+            Some("model_context_window_exceeded") => {
+                let problem = "the texts are longer than the teacher reads".to_owned();
+                return Err(Problem::Final(Outcome::Truncated, problem));
+            }
+            _ => {}
+        }
+        let content = reply["content"].as_array().ok_or_else(|| {
+            let shown = shortened(&reply.to_string());
+            Problem::Unreadable(format!("the reply has no content: {shown}"))
+        })?;
+        // Thoughts are blocks of another type.
+        let written: String = content
+            .iter()
+            .filter_map(|block| block["text"].as_str())
+            .collect();
+        Ok(vec![written_grade(&written, &self.prompt.answers)?])
+    }
+
+    fn usage(&self, reply: &Value) -> Option<Tokens> {
+        let usage = &reply["usage"];
+        let count = |name: &str| usage[name].as_u64().unwrap_or(0);
+        let fresh = usage["input_tokens"].as_u64()?;
+        let cached = count("cache_read_input_tokens");
+        // Writing the cache is input, too; what it costs beyond that is the price table's to say.
+        let read = fresh + cached + count("cache_creation_input_tokens");
+        Some((read, cached, count("output_tokens")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anthropic() -> Anthropic {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompt.toml");
+        let text = "answers = ['0', '1']\nsystem = 'Grade.'\nuser = '{{ query }} {{ document }}'";
+        fs_err::write(&path, text).unwrap();
+        Anthropic {
+            prompt: Prompt::read(&path).unwrap(),
+            model: "m".into(),
+            temperature: 1.0,
+            extra: Map::new(),
+        }
+    }
+
+    #[test]
+    fn the_rubric_is_the_system_prompt() {
+        let texts = Texts {
+            query: "q".into(),
+            documents: vec!["d".into()],
+        };
+        let body = anthropic().request(&[&texts]).unwrap().body;
+        assert_eq!(body["system"], "Grade.");
+        assert_eq!(
+            body["messages"],
+            json!([{"role": "user", "content": "q d"}])
+        );
+    }
+
+    #[test]
+    fn replies_are_read_or_told_apart() {
+        let dialect = anthropic();
+        let graded = json!({
+            "content": [{"type": "thinking", "thinking": "0"}, {"type": "text", "text": "1"}],
+            "usage": {"input_tokens": 5, "cache_read_input_tokens": 20, "output_tokens": 1},
+        });
+        let answers = dialect.read(&graded, 1).unwrap();
+        assert_eq!(answers[0]["probabilities"], json!([0.0, 1.0]));
+        assert_eq!(dialect.usage(&graded), Some((25, 20, 1)));
+        let refused = dialect.read(&json!({"stop_reason": "refusal", "content": []}), 1);
+        assert!(matches!(refused, Err(Problem::Final(Outcome::Refused, _))));
+        let cut = dialect.read(&json!({"stop_reason": "model_context_window_exceeded"}), 1);
+        assert!(matches!(cut, Err(Problem::Final(Outcome::Truncated, _))));
+        for reply in [
+            json!({}),
+            json!({"content": [{"type": "text", "text": "I think 1"}]}),
+        ] {
+            assert!(matches!(
+                dialect.read(&reply, 1),
+                Err(Problem::Unreadable(_))
+            ));
+        }
+    }
+}

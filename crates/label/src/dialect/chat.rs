@@ -1,0 +1,229 @@
+//! OpenAI's `/chat/completions`, as OpenAI, Azure, vLLM, llama.cpp, Ollama, LiteLLM and SGLang
+//! speak it.
+//!
+//! The teacher is asked for one token, and its answer is not that token but the probability of
+//! each grade among the alternatives: the expected grade orders pairs far better than the written
+//! digit (Zhuang et al., 2023, arXiv 2310.14122). Where a server gives no log-probabilities, the
+//! written grades of several samples make the distribution.
+
+use serde_json::{Map, Value, json};
+
+use super::{Dialect, Problem, Request, Texts, rounded, shortened, written_grade};
+use crate::Result;
+use crate::ledger::Outcome;
+use crate::prompt::Prompt;
+
+/// Alternatives asked for: the most that OpenAI grants.
+const TOP_LOGPROBS: usize = 20;
+/// Tokens that a chat template may put around a message.
+const TOKENS_AROUND_A_MESSAGE: u64 = 16;
+/// Tokens for a written grade: some servers count the end of the turn.
+const WRITTEN_TOKENS: u64 = 8;
+
+/// A chat model that grades pairs.
+pub(crate) struct Chat {
+    pub(crate) prompt: Prompt,
+    pub(crate) model: String,
+    /// Read the probabilities of the grades, or else the grade as it is written.
+    pub(crate) log_probabilities: bool,
+    pub(crate) temperature: f64,
+    /// The field that limits what is written: its name changed over the years.
+    pub(crate) limit_field: String,
+    /// The least probability that the grades must have together.
+    pub(crate) least_mass: f64,
+    /// Further fields of the request.
+    pub(crate) extra: Map<String, Value>,
+}
+
+impl Dialect for Chat {
+    fn request(&self, questions: &[&Texts]) -> Result<Request> {
+        let question = questions[0];
+        let messages = self
+            .prompt
+            .messages(&question.query, &question.documents[0])?;
+        let most_written = if self.log_probabilities {
+            1
+        } else {
+            WRITTEN_TOKENS
+        };
+        // A token has at least one byte.
+        let most_read = messages
+            .iter()
+            .map(|message| message.content.len() as u64 + TOKENS_AROUND_A_MESSAGE)
+            .sum();
+        let mut body = json!({
+            "model": self.model,
+            "messages": messages,
+            "temperature": self.temperature,
+            &*self.limit_field: most_written,
+        });
+        if self.log_probabilities {
+            body["logprobs"] = true.into();
+            body["top_logprobs"] = TOP_LOGPROBS.into();
+        }
+        for (name, value) in &self.extra {
+            body[name] = value.clone();
+        }
+        Ok(Request {
+            path: "chat/completions",
+            body,
+            most_tokens: (most_read, most_written),
+        })
+    }
+
+    fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {
+        let answers = &self.prompt.answers;
+        let choice = &reply["choices"][0];
+        if let Some(problem) = withheld(choice) {
+            return Err(problem);
+        }
+        let answer = if self.log_probabilities {
+            of_probabilities(choice, answers, self.least_mass)?
+        } else {
+            let written = choice["message"]["content"].as_str();
+            written_grade(written.unwrap_or_default(), answers)?
+        };
+        Ok(vec![answer])
+    }
+}
+
+/// A refusal or a filter inside a reply with status 200.
+fn withheld(choice: &Value) -> Option<Problem> {
+    if choice["finish_reason"] == "content_filter" {
+        let problem = "the reply was filtered".to_owned();
+        return Some(Problem::Final(Outcome::Filtered, problem));
+    }
+    let refusal = choice["message"]["refusal"].as_str()?;
+    let problem = format!("the teacher refused: {}", shortened(refusal));
+    Some(Problem::Final(Outcome::Refused, problem))
+}
+
+/// The grades' probabilities among the alternatives of the first token.
+///
+/// A grade may appear as several tokens (`"3"`, `" 3"`): their probabilities add up. Grades below
+/// the listed alternatives count as 0; the mass says how much that can matter.
+fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Result<Value, Problem> {
+    let alternatives = choice["logprobs"]["content"][0]["top_logprobs"]
+        .as_array()
+        .ok_or_else(|| {
+            Problem::Unreadable(format!(
+                "the reply has no log-probabilities (does the server give them? \
+                 `log_probabilities = false` goes without): {}",
+                shortened(&choice.to_string())
+            ))
+        })?;
+    let mut probabilities = vec![0.0; answers.len()];
+    for alternative in alternatives {
+        let (Some(token), Some(logprob)) = (
+            alternative["token"].as_str(),
+            alternative["logprob"].as_f64(),
+        ) else {
+            continue;
+        };
+        // −9999 is OpenAI's "not among the alternatives"; no probability is above 1.
+        if !(-1000.0..=1e-3).contains(&logprob) {
+            continue;
+        }
+        if let Some(grade) = answers.iter().position(|answer| answer == token.trim()) {
+            probabilities[grade] += logprob.exp();
+        }
+    }
+    let mass: f64 = probabilities.iter().sum();
+    if !(least_mass..=1.001).contains(&mass) {
+        let seen: Vec<&str> = alternatives
+            .iter()
+            .take(5)
+            .filter_map(|one| one["token"].as_str())
+            .collect();
+        return Err(Problem::Unreadable(format!(
+            "the grades {answers:?} have a probability of {mass:.3} together, expected \
+             {least_mass} to 1; the likeliest tokens were {seen:?}"
+        )));
+    }
+    let probabilities: Vec<f64> = probabilities.iter().map(|p| rounded(p / mass)).collect();
+    Ok(json!({"probabilities": probabilities, "mass": rounded(mass)}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grades() -> Vec<String> {
+        ["0", "1", "2", "3"].map(String::from).to_vec()
+    }
+
+    fn choice(alternatives: &[(&str, f64)]) -> Value {
+        let list: Vec<Value> = alternatives
+            .iter()
+            .map(|(token, logprob)| json!({"token": token, "logprob": logprob}))
+            .collect();
+        json!({"logprobs": {"content": [{"top_logprobs": list}]}})
+    }
+
+    #[test]
+    fn the_expected_grade_is_the_worked_one() {
+        let logprobs = [("0", -3.1), ("1", -1.1), ("2", -0.8), ("3", -2.3)];
+        let answer = of_probabilities(&choice(&logprobs), &grades(), 0.9).unwrap();
+        let probability = |grade: usize| answer["probabilities"][grade].as_f64().unwrap();
+        let expected: f64 = (0..4).map(|grade| grade as f64 * probability(grade)).sum();
+        assert!((expected - 1.652_067).abs() < 4e-6, "{expected}");
+        assert_eq!(answer["mass"], 0.927_508);
+    }
+
+    #[test]
+    fn spellings_of_one_grade_add_up_and_sentinels_are_dropped() {
+        let half = 0.5_f64.ln();
+        let spelt = [("3", half), (" 3", half), ("0", -9999.0), ("x", f64::NAN)];
+        let answer = of_probabilities(&choice(&spelt), &grades(), 0.9).unwrap();
+        assert_eq!(answer["probabilities"], json!([0.0, 0.0, 0.0, 1.0]));
+    }
+
+    #[test]
+    fn what_is_no_grade_is_no_label() {
+        let low_mass = [
+            ("0", -3.2),
+            ("1", -1.2),
+            ("2", -0.9),
+            ("3", -2.4),
+            ("Sure", -2.0),
+        ];
+        let double = [("3", 0.0), (" 3", 0.0)];
+        for (choice, said) in [
+            (choice(&low_mass), "Sure"),
+            (choice(&double), "2.000"),
+            (json!({"message": {"content": "3"}}), "no log-probabilities"),
+            (json!({"logprobs": null}), "no log-probabilities"),
+            (Value::Null, "no log-probabilities"),
+        ] {
+            let problem = of_probabilities(&choice, &grades(), 0.9).unwrap_err();
+            assert!(
+                matches!(&problem, Problem::Unreadable(problem) if problem.contains(said)),
+                "{problem:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_written_grade_stands_alone() {
+        let answer = written_grade(" 2\n", &grades()).unwrap();
+        assert_eq!(answer["probabilities"], json!([0.0, 0.0, 1.0, 0.0]));
+        for content in ["7", "2 or 3", "I rate it 2", "", "```2```"] {
+            assert!(written_grade(content, &grades()).is_err(), "{content}");
+        }
+    }
+
+    #[test]
+    fn refusals_and_filters_are_no_labels() {
+        let refused = json!({"message": {"refusal": "I can't help with that"}});
+        let filtered = json!({"finish_reason": "content_filter"});
+        assert!(matches!(
+            withheld(&refused),
+            Some(Problem::Final(Outcome::Refused, _))
+        ));
+        assert!(matches!(
+            withheld(&filtered),
+            Some(Problem::Final(Outcome::Filtered, _))
+        ));
+        assert!(withheld(&json!({"message": {"refusal": null}})).is_none());
+    }
+}

@@ -1,0 +1,404 @@
+//! A labelling job's settings, and what they come to before anything is sent.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::dialect::Dialect;
+use crate::dialect::anthropic::{self, Anthropic};
+use crate::dialect::chat::Chat;
+use crate::dialect::rerank::{Rerank, Scale, Server};
+use crate::money::{BudgetSettings, Price};
+use crate::prompt::Prompt;
+use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
+use crate::secret::{KeySettings, Secret};
+use crate::{Error, Result};
+
+/// A labelling job (`configs/label.toml`).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelSettings {
+    /// The collection's folder.
+    pub collection: PathBuf,
+    /// The pairs to judge, as `retort candidates` writes them.
+    pub candidates: PathBuf,
+    /// Where the judgements are kept; one ledger may hold those of many jobs and teachers.
+    pub ledger: PathBuf,
+    /// The prompt file; rerankers have none.
+    #[serde(default)]
+    pub prompt: Option<PathBuf>,
+    /// Send nothing to a host that is not this machine or on a private network.
+    #[serde(default)]
+    pub local_only: bool,
+    /// How long requests in flight may take to end once the job is told to stop.
+    #[serde(default = "half_a_minute")]
+    pub drain_seconds: u64,
+    /// Whom to ask.
+    pub teacher: TeacherSettings,
+    /// What the ledger may come to.
+    #[serde(default)]
+    pub budget: BudgetSettings,
+}
+
+/// How to reach a teacher (`[teacher]`).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSettings {
+    /// What label sets call it: model and precision, say.
+    pub name: String,
+    /// The wire format.
+    #[serde(default)]
+    pub dialect: Wire,
+    /// The base URLs of its servers, up to and with `/v1`; a query's pairs go to the same one.
+    pub endpoints: Vec<String>,
+    /// The model's name in requests.
+    pub model: String,
+    /// Which of several things that bear that name: a commit, a date, a quantisation.
+    #[serde(default)]
+    pub revision: String,
+    /// Where its key comes from; none is sent without it.
+    #[serde(default)]
+    pub api_key: KeySettings,
+    /// Plain HTTP to another machine is fine.
+    #[serde(default)]
+    pub allow_http: bool,
+
+    /// Read the probabilities of the answers; `false` where a server gives none.
+    #[serde(default = "yes")]
+    pub log_probabilities: bool,
+    /// How often each pair is asked; more than once makes sense without log-probabilities.
+    #[serde(default = "one")]
+    pub samples: u32,
+    /// 0 unless a pair is asked several times.
+    #[serde(default)]
+    pub temperature: f64,
+    /// The least probability that the answers must have together: below it, the teacher was
+    /// answering something else.
+    #[serde(default = "nine_tenths")]
+    pub least_mass: f64,
+    /// The request's field that limits what is written: `max_completion_tokens` at OpenAI.
+    #[serde(default = "max_tokens")]
+    pub limit_field: String,
+    /// Further fields of the request.
+    #[serde(default)]
+    pub extra: Map<String, Value>,
+    /// Of a reranker: what its scores are, where that is not what its dialect asks for.
+    #[serde(default)]
+    pub scale: Option<Scale>,
+    /// Of a reranker: documents in one request.
+    #[serde(default = "sixteen")]
+    pub documents_per_request: usize,
+
+    /// The most requests in flight, over all endpoints; fewer leave while a server has too much.
+    #[serde(default = "four")]
+    pub concurrency: usize,
+    /// Requests a minute, over all endpoints.
+    #[serde(default)]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens a minute, in and out, over all endpoints.
+    #[serde(default)]
+    pub tokens_per_minute: Option<u32>,
+    /// How long one request may take.
+    #[serde(default = "a_minute")]
+    pub timeout_seconds: u64,
+    /// How often a request that failed for a passing reason is sent again.
+    #[serde(default = "five")]
+    pub retries: u32,
+    /// What to do when the server starts to call its model otherwise.
+    #[serde(default)]
+    pub on_model_change: OnChange,
+    /// What it charges.
+    #[serde(default)]
+    pub price: Price,
+}
+
+/// The wire formats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wire {
+    /// OpenAI's chat completions, as most servers of language models speak it.
+    #[default]
+    Chat,
+    /// Anthropic's messages.
+    Anthropic,
+    /// A reranker behind Text Embeddings Inference.
+    Tei,
+    /// Cohere's reranker.
+    Cohere,
+    /// Jina's reranker.
+    Jina,
+    /// A reranker behind vLLM's `/rerank`.
+    VllmRerank,
+    /// A reranker behind vLLM's `/score`.
+    VllmScore,
+    /// Voyage's reranker.
+    Voyage,
+    /// A reranker behind llama.cpp's server.
+    LlamaRerank,
+}
+
+impl Wire {
+    /// The reranker's server, if it is one's.
+    fn reranker(self) -> Option<Server> {
+        Some(match self {
+            Self::Chat | Self::Anthropic => return None,
+            Self::Tei => Server::Tei,
+            Self::Cohere => Server::Cohere,
+            Self::Jina => Server::Jina,
+            Self::VllmRerank => Server::VllmRerank,
+            Self::VllmScore => Server::VllmScore,
+            Self::Voyage => Server::Voyage,
+            Self::LlamaRerank => Server::LlamaRerank,
+        })
+    }
+}
+
+/// What to do about a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// Stop, and go on when started again.
+    #[default]
+    Stop,
+    /// Say so and go on.
+    Warn,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn four() -> usize {
+    4
+}
+
+fn five() -> u32 {
+    5
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn half_a_minute() -> u64 {
+    30
+}
+
+fn a_minute() -> u64 {
+    60
+}
+
+fn nine_tenths() -> f64 {
+    0.9
+}
+
+fn max_tokens() -> String {
+    "max_tokens".to_owned()
+}
+
+/// A teacher, ready to be asked.
+pub(crate) struct Teacher {
+    pub(crate) dialect: Box<dyn Dialect>,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) key: Option<Secret>,
+    /// What determines its judgements besides the texts.
+    pub(crate) recipe: Value,
+    /// SHA-256 of the recipe.
+    pub(crate) recipe_digest: [u8; 32],
+}
+
+impl Teacher {
+    /// Checks the settings and prepares the clients; nothing is sent yet.
+    ///
+    /// # Errors
+    /// A setting out of range, a malformed endpoint or one that a key or a text must not go to,
+    /// a key that can't be fetched, a prompt that can't be read.
+    pub(crate) fn new(settings: &LabelSettings) -> Result<Self> {
+        let teacher = &settings.teacher;
+        if let Some(problem) = problem(settings) {
+            return Err(Error::Setting(format!("[teacher] {problem}")));
+        }
+        let key = Secret::fetch(&teacher.api_key)?;
+        let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+        if let Some(key) = &key {
+            headers.push(match teacher.dialect {
+                Wire::Anthropic => (HeaderName::from_static("x-api-key"), key.header("")?),
+                _ => (AUTHORIZATION, key.header("Bearer ")?),
+            });
+        }
+        if teacher.dialect == Wire::Anthropic {
+            let (name, version) = anthropic::VERSION;
+            headers.push((
+                HeaderName::from_static(name),
+                HeaderValue::from_static(version),
+            ));
+        }
+        let count = teacher.endpoints.len();
+        let replicas = teacher
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                let timeout = Duration::from_secs(teacher.timeout_seconds);
+                let concurrency = teacher.concurrency.div_ceil(count);
+                Replica::new(endpoint, headers.clone(), timeout, concurrency)
+            })
+            .collect::<Result<_>>()?;
+        let (dialect, of_dialect) = dialect(settings)?;
+        // What is here makes a judgement another judgement; where and how fast it is asked does
+        // not.
+        let mut recipe = json!({
+            "dialect": teacher.dialect,
+            "teacher": teacher.name,
+            "model": teacher.model,
+            "revision": teacher.revision,
+            "extra": teacher.extra,
+        });
+        for (name, value) in of_dialect {
+            recipe[name] = value;
+        }
+        let recipe_digest = Sha256::digest(recipe.to_string()).into();
+        Ok(Self {
+            dialect,
+            replicas,
+            key,
+            recipe,
+            recipe_digest,
+        })
+    }
+}
+
+/// The wire format, and what of its settings determines a judgement.
+fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Value>)> {
+    let teacher = &settings.teacher;
+    let (model, extra) = (teacher.model.clone(), teacher.extra.clone());
+    if let Some(server) = teacher.dialect.reranker() {
+        let scale = teacher.scale.unwrap_or_else(|| server.scale());
+        let of_dialect = json!({"kind": "score", "scale": scale, "grades": 2});
+        let dialect = Rerank {
+            server,
+            model,
+            scale,
+            documents_per_request: teacher.documents_per_request,
+            extra,
+        };
+        return Ok((Box::new(dialect), fields(of_dialect)));
+    }
+    let path = settings
+        .prompt
+        .as_ref()
+        .ok_or_else(|| Error::Setting("prompt: a language model needs a prompt file".to_owned()))?;
+    let prompt = Prompt::read(path)?;
+    let of_dialect = fields(json!({
+        "kind": "graded",
+        "prompt": prompt.digest,
+        "grades": prompt.answers.len(),
+        "log_probabilities": teacher.log_probabilities,
+        "temperature": teacher.temperature,
+    }));
+    let temperature = teacher.temperature;
+    let dialect: Box<dyn Dialect> = match teacher.dialect {
+        Wire::Anthropic => Box::new(Anthropic {
+            prompt,
+            model,
+            temperature,
+            extra,
+        }),
+        _ => Box::new(Chat {
+            prompt,
+            model,
+            log_probabilities: teacher.log_probabilities,
+            temperature,
+            limit_field: teacher.limit_field.clone(),
+            least_mass: teacher.least_mass,
+            extra,
+        }),
+    };
+    Ok((dialect, of_dialect))
+}
+
+fn fields(object: Value) -> Map<String, Value> {
+    match object {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// What is wrong with the settings of a teacher, if anything is.
+fn problem(settings: &LabelSettings) -> Option<String> {
+    let teacher = &settings.teacher;
+    let sends_a_key = teacher.api_key != KeySettings::default();
+    if teacher.endpoints.is_empty() {
+        return Some("endpoints: name at least one".to_owned());
+    }
+    for endpoint in &teacher.endpoints {
+        let url = match endpoint_url(endpoint) {
+            Ok(url) => url,
+            Err(problem) => return Some(problem),
+        };
+        if settings.local_only && !is_private(&url) {
+            return Some(format!(
+                "endpoint {endpoint}: local_only lets texts go to this machine and to private \
+                 addresses alone; a name could stand for any address"
+            ));
+        }
+        if url.scheme() != "https" && !is_loopback(&url) {
+            if sends_a_key {
+                return Some(format!(
+                    "endpoint {endpoint}: a key is sent over https only"
+                ));
+            }
+            if !teacher.allow_http {
+                return Some(format!(
+                    "endpoint {endpoint}: texts would travel unencrypted; `allow_http = true` \
+                     permits it"
+                ));
+            }
+        }
+    }
+    let at_least_one = [
+        ("concurrency", teacher.concurrency as u64),
+        ("samples", teacher.samples.into()),
+        (
+            "documents_per_request",
+            teacher.documents_per_request as u64,
+        ),
+        ("timeout_seconds", teacher.timeout_seconds),
+        (
+            "requests_per_minute",
+            teacher.requests_per_minute.unwrap_or(1).into(),
+        ),
+        (
+            "tokens_per_minute",
+            teacher.tokens_per_minute.unwrap_or(1).into(),
+        ),
+    ];
+    if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+        return Some(format!("{name} must be at least 1"));
+    }
+    if !(0.0..=1.0).contains(&teacher.least_mass) {
+        return Some("least_mass must be from 0 to 1".to_owned());
+    }
+    if !(0.0..=2.0).contains(&teacher.temperature) {
+        return Some("temperature must be from 0 to 2".to_owned());
+    }
+    if teacher.samples > 1 && (teacher.temperature == 0.0 || teacher.dialect.reranker().is_some()) {
+        return Some("samples: without a temperature all samples are alike".to_owned());
+    }
+    if teacher.dialect == Wire::Anthropic && teacher.log_probabilities {
+        return Some("log_probabilities: this dialect has none; set it to false".to_owned());
+    }
+    if let Some(money) = settings.budget.money
+        && !(0.0..=1e9).contains(&money)
+    {
+        return Some("[budget] money must be from 0".to_owned());
+    }
+    teacher.price.problem()
+}

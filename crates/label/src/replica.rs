@@ -1,0 +1,245 @@
+//! One server of a teacher: where requests go, how many at once, and what comes back.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::{Client, Url, redirect};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::limits::Gate;
+use crate::retry::Advice;
+use crate::{Error, Result};
+
+/// The most that a reply may hold: a grade with its log-probabilities takes a few kilobytes.
+const MOST_BYTES: usize = 8 << 20;
+
+/// A reply, whatever its status.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) advice: Advice,
+}
+
+/// Why no reply came. All of these may pass.
+pub(crate) enum NoReply {
+    /// There was no connection.
+    NotSent(String),
+    /// A reply did not come, or broke off.
+    Lost(String),
+    /// More bytes than any answer has.
+    TooLong,
+}
+
+pub(crate) struct Replica {
+    client: Client,
+    base: Url,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) gate: Gate,
+    /// No request leaves before.
+    paused_until: Mutex<Option<Instant>>,
+}
+
+impl Replica {
+    /// Prepares a client; nothing is sent yet.
+    pub(crate) fn new(
+        endpoint: &str,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        timeout: Duration,
+        concurrency: usize,
+    ) -> Result<Self> {
+        let setting = |problem: String| Error::Setting(format!("[teacher] {problem}"));
+        let mut base = endpoint_url(endpoint).map_err(setting)?;
+        // `join` would replace the last part of a path without a slash at its end.
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let client = Client::builder()
+            .timeout(timeout)
+            .connect_timeout(timeout.min(Duration::from_secs(10)))
+            // A redirect would take the key, and the texts, to a host nobody named.
+            .redirect(redirect::Policy::none())
+            .pool_max_idle_per_host(concurrency)
+            .build()
+            .map_err(|error| setting(format!("the HTTP client: {error}")))?;
+        Ok(Self {
+            client,
+            base,
+            headers,
+            gate: Gate::new(concurrency),
+            paused_until: Mutex::new(None),
+        })
+    }
+
+    /// Scheme, host and path: nothing secret.
+    pub(crate) fn name(&self) -> &str {
+        self.base.as_str()
+    }
+
+    /// Posts a body and reads the whole reply.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Reply, NoReply> {
+        let lost = |error: reqwest::Error| {
+            let problem = describe(&error);
+            if error.is_connect() {
+                NoReply::NotSent(problem)
+            } else {
+                NoReply::Lost(problem)
+            }
+        };
+        let url = match path {
+            "" => self.base.clone(),
+            path => self
+                .base
+                .join(path)
+                .map_err(|error| NoReply::NotSent(error.to_string()))?,
+        };
+        let mut request = self.client.post(url).json(body);
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let mut response = request.send().await.map_err(lost)?;
+        let headers = response.headers();
+        let advice = Advice::of(headers, SystemTime::now());
+        let request_id = ["x-request-id", "request-id"]
+            .iter()
+            .find_map(|name| Some(headers.get(*name)?.to_str().ok()?.to_owned()));
+        let status = response.status().as_u16();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(lost)? {
+            if bytes.len() + chunk.len() > MOST_BYTES {
+                return Err(NoReply::TooLong);
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Reply {
+            status,
+            body: String::from_utf8_lossy(&bytes).into_owned(),
+            request_id,
+            advice,
+        })
+    }
+
+    /// Lets nothing leave for a while.
+    pub(crate) fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut paused = self
+            .paused_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *paused = Some(paused.map_or(until, |already| already.max(until)));
+    }
+
+    /// How long nothing leaves from now on.
+    pub(crate) fn pause_left(&self) -> Duration {
+        let until = *self
+            .paused_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
+    }
+
+    /// Waits until the pause is over, if there is one.
+    pub(crate) async fn wait_for_pause(&self) {
+        loop {
+            match self.pause_left() {
+                Duration::ZERO => return,
+                left => tokio::time::sleep(left).await,
+            }
+        }
+    }
+}
+
+/// Checks an endpoint as far as that goes without asking it.
+pub(crate) fn endpoint_url(endpoint: &str) -> Result<Url, String> {
+    let url = Url::parse(endpoint).map_err(|error| format!("endpoint {endpoint:?}: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!(
+            "endpoint {endpoint:?}: expected http:// or https://"
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("endpoint: a key belongs into [teacher.api_key], not into the URL".to_owned());
+    }
+    Ok(url)
+}
+
+/// Whether a URL's host is this machine.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match address(url) {
+        Some(address) => address.is_loopback(),
+        None => url.host_str() == Some("localhost"),
+    }
+}
+
+/// Whether a URL's host is this machine or one on a private network, by its address: a name could
+/// resolve to anything.
+pub(crate) fn is_private(url: &Url) -> bool {
+    is_loopback(url)
+        || match address(url) {
+            Some(IpAddr::V4(address)) => address.is_private() || address.is_link_local(),
+            Some(IpAddr::V6(address)) => {
+                address.is_unique_local() || address.is_unicast_link_local()
+            }
+            None => false,
+        }
+}
+
+fn address(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    host.trim_matches(['[', ']']).parse().ok()
+}
+
+/// An error with its causes: reqwest's own message stops at "error sending request".
+fn describe(error: &reqwest::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_plain_url() {
+        assert!(endpoint_url("http://127.0.0.1:8080/v1").is_ok());
+        assert!(endpoint_url("ftp://a/v1").unwrap_err().contains("http://"));
+        assert!(endpoint_url("localhost:8080").is_err());
+        assert!(
+            endpoint_url("https://u:p@a/v1")
+                .unwrap_err()
+                .contains("api_key")
+        );
+    }
+
+    #[test]
+    fn private_hosts_are_told_by_their_address() {
+        let private = |url: &str| is_private(&Url::parse(url).unwrap());
+        for url in [
+            "http://localhost/",
+            "http://127.0.0.9/",
+            "http://[::1]/",
+            "http://10.1.2.3/",
+            "http://192.168.0.1/",
+            "http://[fd00::1]/",
+        ] {
+            assert!(private(url), "{url}");
+        }
+        for url in [
+            "https://api.example.com/",
+            "http://8.8.8.8/",
+            "http://10.example.com/",
+        ] {
+            assert!(!private(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! API keys: from the environment, a file or a command, and into one header of one origin. They
+//! have no `Debug` and no `Display` that shows them.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use fs_err as fs;
+use reqwest::header::HeaderValue;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Where a key comes from (`[teacher.api_key]`): one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySettings {
+    /// An environment variable.
+    #[serde(default)]
+    pub env: Option<String>,
+    /// A file; white space around the key is left out.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// A command and its arguments; the key is what it prints.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+}
+
+/// A key. It is overwritten when dropped.
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// Fetches the key; `None` where no source is named.
+    pub(crate) fn fetch(settings: &KeySettings) -> Result<Option<Self>> {
+        let problem = |problem: String| Error::Setting(format!("[teacher.api_key] {problem}"));
+        let text = match settings {
+            KeySettings {
+                env: None,
+                file: None,
+                command: None,
+            } => return Ok(None),
+            KeySettings {
+                env: Some(name),
+                file: None,
+                command: None,
+            } => std::env::var(name)
+                .map_err(|_| problem(format!("the environment has no variable {name}")))?,
+            KeySettings {
+                env: None,
+                file: Some(path),
+                command: None,
+            } => fs::read_to_string(path).map_err(|error| problem(error.to_string()))?,
+            KeySettings {
+                env: None,
+                file: None,
+                command: Some(command),
+            } => printed_by(command).map_err(problem)?,
+            _ => return Err(problem("name one of env, file and command".to_owned())),
+        };
+        let key = Self(text.trim().to_owned());
+        if key.0.is_empty() {
+            return Err(problem("the key is empty".to_owned()));
+        }
+        Ok(Some(key))
+    }
+
+    /// The value of a header that carries the key after `prefix`.
+    pub(crate) fn header(&self, prefix: &str) -> Result<HeaderValue> {
+        let mut value = HeaderValue::from_str(&format!("{prefix}{}", self.0)).map_err(|_| {
+            Error::Setting("[teacher.api_key] the key has characters that no header takes".into())
+        })?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// A text without the key, should a server have echoed it, whole or its longest half.
+    pub(crate) fn removed_from(&self, text: &str) -> String {
+        let mut text = text.replace(&self.0, "[key]");
+        // Providers echo the ends of a key, as in "sk-ab***yz".
+        for length in (8..self.0.len()).rev() {
+            for part in [self.0.get(..length), self.0.get(self.0.len() - length..)]
+                .into_iter()
+                .flatten()
+            {
+                if text.contains(part) {
+                    text = text.replace(part, "[key]");
+                }
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        // Best effort without unsafe code: the buffer is filled before it is freed.
+        let length = self.0.len();
+        self.0.clear();
+        self.0.extend(std::iter::repeat_n('\0', length));
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("[key]")
+    }
+}
+
+fn printed_by(command: &[String]) -> Result<String, String> {
+    let [program, arguments @ ..] = command else {
+        return Err("command is empty".to_owned());
+    };
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{program} ended with {}", output.status));
+    }
+    String::from_utf8(output.stdout).map_err(|_| format!("what {program} printed is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_not_shown_even_where_a_server_echoes_it() {
+        let key = Secret("sk-0123456789abcdefghij".to_owned());
+        assert_eq!(format!("{key:?}"), "[key]");
+        assert_eq!(
+            key.removed_from("bad key sk-0123456789abcdefghij!"),
+            "bad key [key]!"
+        );
+        assert_eq!(
+            key.removed_from("bad key sk-0123456***cdefghij"),
+            "bad key [key]***[key]"
+        );
+        assert!(key.header("Bearer ").unwrap().is_sensitive());
+    }
+
+    #[test]
+    fn a_key_comes_from_one_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "abc\n").unwrap();
+        let of_file = KeySettings {
+            file: Some(path),
+            ..KeySettings::default()
+        };
+        assert_eq!(Secret::fetch(&of_file).unwrap().unwrap().0, "abc");
+        let of_command = KeySettings {
+            command: Some(vec!["printf".into(), "def".into()]),
+            ..KeySettings::default()
+        };
+        assert_eq!(Secret::fetch(&of_command).unwrap().unwrap().0, "def");
+        let both = KeySettings {
+            env: Some("HOME".into()),
+            ..of_command
+        };
+        let error = Secret::fetch(&both).unwrap_err().to_string();
+        assert!(error.contains("one of env, file and command"), "{error}");
+        assert!(Secret::fetch(&KeySettings::default()).unwrap().is_none());
+    }
+}
