@@ -480,6 +480,23 @@ struct Answers {
     model: Option<String>,
 }
 
+/// How often questions were asked in vain.
+#[derive(Default)]
+struct Tries {
+    failed: u32,
+    unreadable: u32,
+}
+
+/// How questions go on after an attempt that is on disk.
+enum Next {
+    /// They have answers, from a model of that name.
+    Answered(Option<String>),
+    Again(Duration),
+    OneByOne,
+    Ended(Outcome, String),
+    Halt(Error),
+}
+
 impl Job {
     /// The next questions, of one query and as many as a request holds; none when all are taken.
     fn claim(&self) -> Result<Vec<Asked>> {
@@ -502,10 +519,6 @@ impl Job {
     }
 
     /// Asks questions until they have answers or there will be none, and puts that on disk.
-    #[expect(
-        clippy::too_many_lines,
-        reason = "a question's way from the budget to the disk"
-    )]
     async fn settle(
         &self,
         asked: Vec<Asked>,
@@ -513,110 +526,117 @@ impl Job {
     ) -> Result<Ended, Halt> {
         let texts: Vec<&Texts> = asked.iter().map(|asked| &asked.texts).collect();
         let request = self.teacher.dialect.request(&texts)?;
-        let (query_id, key) = (asked[0].query_id.clone(), asked[0].key);
-        let (mut failures, mut unreadable) = (0, 0);
+        let mut tries = Tries::default();
         loop {
-            let replica = self.replica(&query_id)?;
+            let replica = self.replica(&asked[0].query_id)?;
             let pass = unless(stopped, replica.gate.enter()).await?;
             unless(stopped, replica.wait_for_pause()).await?;
-            let worst = self.reserve(&request, stopped).await?;
-            let mut reservation = Reservation {
-                job: self,
-                worst,
-                was_sent: false,
-            };
-            let expected_tokens = self.expected_tokens(&request);
+            let mut reservation = self.reserve(&request, stopped).await?;
+            let expected_tokens = expected_tokens(&request);
             if let Some(bucket) = &self.requests {
                 unless(stopped, bucket.take(1.0)).await?;
             }
             if let Some(bucket) = &self.tokens {
                 unless(stopped, bucket.take(expected_tokens)).await?;
             }
-
             reservation.was_sent = true;
             let (attempted, attempt) = self.attempt(replica, &pass, &request, asked.len()).await;
             let usage = attempt.usage;
             if let Some(bucket) = &self.tokens {
                 bucket.settle(expected_tokens - usage.tokens() as f64);
             }
-            let attempt = Record::Attempt(attempt);
-            let (problem, reply) = match attempted {
+
+            let mut records = vec![Record::Attempt(attempt)];
+            let next = match attempted {
                 Attempted::Answered(Answers { values, model }, reply) => {
-                    let entries: Vec<Entry> = (asked.iter().zip(values))
+                    let entries = (asked.iter().zip(values))
                         .map(|(asked, answer)| entry(asked, Ok(answer)))
                         .collect();
-                    let ended = vec![(Outcome::Ok, None); entries.len()];
-                    let batch = self.batch(entries, model.clone(), Some(reply));
-                    self.writer.write([attempt, batch].into()).await?;
-                    reservation.settle(usage);
+                    records.push(self.batch(entries, model.clone(), Some(reply)));
+                    Next::Answered(model)
+                }
+                Attempted::Without(problem, reply) => {
+                    let next = self.after(problem, reply.as_ref(), replica, &asked, &mut tries);
+                    if let Next::Ended(outcome, problem) = &next {
+                        let without = |asked| entry(asked, Err((*outcome, problem.clone())));
+                        let entries = asked.iter().map(without).collect();
+                        records.push(self.batch(entries, None, reply));
+                    }
+                    next
+                }
+            };
+            self.writer.write(records).await?;
+            reservation.settle(usage);
+            drop(pass);
+
+            match next {
+                Next::Answered(model) => {
                     if let Some(model) = model {
                         self.note_model(&model)?;
                     }
-                    return self.noted(ended);
+                    return self.noted(vec![(Outcome::Ok, None); asked.len()]);
                 }
-                Attempted::Without(problem, reply) => (problem, reply),
-            };
-            let mut advice = reply.as_ref().map(|reply| reply.advice).unwrap_or_default();
-            let (outcome, problem) = match problem {
-                Problem::Fatal(error) => {
-                    self.writer.write(vec![attempt]).await?;
-                    reservation.settle(usage);
-                    return Err(Halt::Because(error));
-                }
-                Problem::Final(outcome, problem) => (outcome, problem),
-                Problem::Unreadable(problem) if unreadable < SECOND_READINGS => {
-                    unreadable += 1;
-                    self.writer.write(vec![attempt]).await?;
-                    reservation.settle(usage);
-                    tracing::debug!("{problem}; asking again");
-                    continue;
-                }
-                Problem::Unreadable(problem) => (Outcome::Unparsable, problem),
-                Problem::Passing(problem)
-                    if failures < self.settings.teacher.retries && advice.again != Some(false) =>
-                {
-                    failures += 1;
-                    self.writer.write(vec![attempt]).await?;
-                    reservation.settle(usage);
-                    let pause = advice.after.take();
-                    if let Some(pause) = pause {
-                        // It is the server's wish, so it holds for all that it is asked.
-                        replica.pause(pause);
+                Next::Again(pause) => unless(stopped, tokio::time::sleep(pause)).await?,
+                Next::OneByOne => {
+                    let mut ended = Vec::new();
+                    for one in asked {
+                        ended.extend(Box::pin(self.settle(vec![one], stopped)).await?);
                     }
-                    if reply.is_none() && self.teacher.replicas.len() > 1 {
-                        replica.pause(REST_OF_A_REPLICA);
-                    }
-                    drop(pass);
-                    let pause =
-                        pause.unwrap_or_else(|| retry::backoff(failures, key.jitter(failures)));
-                    tracing::debug!("{problem}; trying again in {pause:?}");
-                    if pause <= LONGEST_PAUSE {
-                        unless(stopped, tokio::time::sleep(pause)).await?;
-                    }
-                    continue;
+                    return Ok(ended);
                 }
-                Problem::Passing(problem) => (Outcome::Failed, problem),
-            };
-            if asked.len() > 1 && outcome != Outcome::Failed {
-                // One of them may be to blame: each is asked alone.
-                self.writer.write(vec![attempt]).await?;
-                reservation.settle(usage);
-                drop(pass);
-                tracing::debug!("{problem}; asking one by one");
-                let mut ended = Vec::new();
-                for one in asked {
-                    ended.extend(Box::pin(self.settle(vec![one], stopped)).await?);
+                Next::Ended(outcome, problem) => {
+                    return self.noted(vec![(outcome, Some(problem)); asked.len()]);
                 }
-                return Ok(ended);
+                Next::Halt(error) => return Err(Halt::Because(error)),
             }
-            let without = |asked: &Asked| entry(asked, Err((outcome, problem.clone())));
-            let entries: Vec<Entry> = asked.iter().map(without).collect();
-            let ended = vec![(outcome, Some(problem.clone())); entries.len()];
-            let batch = self.batch(entries, None, reply);
-            self.writer.write([attempt, batch].into()).await?;
-            reservation.settle(usage);
-            return self.noted(ended);
         }
+    }
+
+    /// What to do after an attempt that brought no answer.
+    fn after(
+        &self,
+        problem: Problem,
+        reply: Option<&Reply>,
+        replica: &Replica,
+        asked: &[Asked],
+        tries: &mut Tries,
+    ) -> Next {
+        let advice = reply.map(|reply| reply.advice).unwrap_or_default();
+        let (outcome, problem) = match problem {
+            Problem::Fatal(error) => return Next::Halt(error),
+            Problem::Unreadable(problem) if tries.unreadable < SECOND_READINGS => {
+                tries.unreadable += 1;
+                tracing::debug!("{problem}; asking again");
+                return Next::Again(Duration::ZERO);
+            }
+            Problem::Passing(problem)
+                if tries.failed < self.settings.teacher.retries && advice.again != Some(false) =>
+            {
+                tries.failed += 1;
+                if let Some(pause) = advice.after {
+                    // It is the server's wish, so it holds for all that it is asked.
+                    replica.pause(pause);
+                }
+                if reply.is_none() && self.teacher.replicas.len() > 1 {
+                    replica.pause(REST_OF_A_REPLICA);
+                }
+                let jitter = asked[0].key.jitter(tries.failed);
+                let pause = advice.after;
+                let pause = pause.unwrap_or_else(|| retry::backoff(tries.failed, jitter));
+                tracing::debug!("{problem}; trying again in {pause:?}");
+                // A longer one is waited for elsewhere, or not at all (`Job::replica`).
+                return Next::Again(if pause > LONGEST_PAUSE { Duration::ZERO } else { pause });
+            }
+            Problem::Final(outcome, problem) => (outcome, problem),
+            Problem::Unreadable(problem) => (Outcome::Unparsable, problem),
+            Problem::Passing(problem) => (Outcome::Failed, problem),
+        };
+        if asked.len() > 1 && outcome != Outcome::Failed {
+            // One of them may be to blame.
+            tracing::debug!("{problem}; asking one by one");
+            return Next::OneByOne;
+        }
+        Next::Ended(outcome, problem)
     }
 
     /// The replica to ask: the one that this query's questions go to, unless it has its hands
@@ -652,7 +672,7 @@ impl Job {
         &self,
         request: &Request,
         stopped: &mut watch::Receiver<bool>,
-    ) -> Result<Amount, Halt> {
+    ) -> Result<Reservation<'_>, Halt> {
         let worst = self.worst_case(request);
         let reserved = loop {
             let settled = self.settled.notified();
@@ -672,6 +692,11 @@ impl Job {
                 }
             }
         };
+        let reservation = Reservation {
+            job: self,
+            worst,
+            was_sent: false,
+        };
         let mut at_risk = self.at_risk.lock().await;
         if reserved.micros > at_risk.micros || reserved.tokens > at_risk.tokens {
             // With room to spare, so that this is seldom.
@@ -679,13 +704,10 @@ impl Job {
                 micros: at_risk.micros.max(2 * reserved.micros),
                 tokens: at_risk.tokens.max(2 * reserved.tokens),
             };
-            if let Err(error) = self.writer.put_at_risk(more).await {
-                self.budget.settle(worst, Amount::default());
-                return Err(error.into());
-            }
+            self.writer.put_at_risk(more).await?;
             *at_risk = more;
         }
-        Ok(worst)
+        Ok(reservation)
     }
 
     fn worst_case(&self, request: &Request) -> Amount {
@@ -701,13 +723,6 @@ impl Job {
             micros: times(worst.micros),
             tokens: times(worst.tokens),
         }
-    }
-
-    /// What the token limit is charged before the reply says: a token of English has four bytes.
-    #[expect(clippy::unused_self, reason = "of the job, like all estimates")]
-    fn expected_tokens(&self, request: &Request) -> f64 {
-        let (read, written) = request.most_tokens;
-        read as f64 / 4.0 + written as f64
     }
 
     /// Sends a request once.
@@ -923,6 +938,12 @@ fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
         micros: settings.teacher.price.micros(read, 0, written),
         tokens: read + written,
     }
+}
+
+/// What the token limit is charged before the reply says: a token of English has four bytes.
+fn expected_tokens(request: &Request) -> f64 {
+    let (read, written) = request.most_tokens;
+    read as f64 / 4.0 + written as f64
 }
 
 fn entry(asked: &Asked, ended: Result<Value, (Outcome, String)>) -> Entry {

@@ -10,10 +10,16 @@ pub(crate) mod rerank;
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::ledger::Outcome;
+use crate::prompt::Message;
 use crate::{Error, Result};
+
+/// Tokens that a chat template may put around a message.
+const TOKENS_AROUND_A_MESSAGE: u64 = 16;
+/// Tokens for a written grade: some servers count the end of the turn.
+const WRITTEN_TOKENS: u64 = 8;
 
 /// One query and the documents it is asked about, in the order they are shown.
 #[derive(Clone, Debug)]
@@ -29,6 +35,31 @@ pub(crate) struct Request {
     pub(crate) body: Value,
     /// The most tokens that the prompt can be, and the most that can be written.
     pub(crate) most_tokens: (u64, u64),
+}
+
+impl Request {
+    /// A request with the further fields of the settings, which win over the dialect's own.
+    fn new(
+        path: &'static str,
+        mut body: Value,
+        extra: &Map<String, Value>,
+        most_tokens: (u64, u64),
+    ) -> Self {
+        for (name, value) in extra {
+            body[name] = value.clone();
+        }
+        Self {
+            path,
+            body,
+            most_tokens,
+        }
+    }
+}
+
+/// The most tokens that messages can be: a token has at least one byte.
+fn most_read(messages: &[Message]) -> u64 {
+    let of_one = |message: &Message| message.content.len() as u64 + TOKENS_AROUND_A_MESSAGE;
+    messages.iter().map(of_one).sum()
 }
 
 /// Tokens of the prompt, those of them that the server had at hand, and tokens written.

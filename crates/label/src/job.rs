@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
-use crate::dialect::rerank::{Rerank, Scale, Server};
+use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
 use crate::prompt::Prompt;
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
@@ -142,18 +142,18 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// The reranker's server, if it is one's.
-    fn reranker(self) -> Option<Server> {
-        Some(match self {
-            Self::Chat | Self::Anthropic => return None,
-            Self::Tei => Server::Tei,
-            Self::Cohere => Server::Cohere,
-            Self::Jina => Server::Jina,
-            Self::VllmRerank => Server::VllmRerank,
-            Self::VllmScore => Server::VllmScore,
-            Self::Voyage => Server::Voyage,
-            Self::LlamaRerank => Server::LlamaRerank,
-        })
+    /// How a reranker is asked, if it is one.
+    fn reranker(self) -> Option<&'static rerank::Format> {
+        match self {
+            Self::Chat | Self::Anthropic => None,
+            Self::Tei => Some(&rerank::TEI),
+            Self::Cohere => Some(&rerank::COHERE),
+            Self::Jina => Some(&rerank::JINA),
+            Self::VllmRerank => Some(&rerank::VLLM_RERANK),
+            Self::VllmScore => Some(&rerank::VLLM_SCORE),
+            Self::Voyage => Some(&rerank::VOYAGE),
+            Self::LlamaRerank => Some(&rerank::LLAMA_RERANK),
+        }
     }
 }
 
@@ -279,11 +279,11 @@ impl Teacher {
 fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Value>)> {
     let teacher = &settings.teacher;
     let (model, extra) = (teacher.model.clone(), teacher.extra.clone());
-    if let Some(server) = teacher.dialect.reranker() {
-        let scale = teacher.scale.unwrap_or_else(|| server.scale());
+    if let Some(format) = teacher.dialect.reranker() {
+        let scale = teacher.scale.unwrap_or(format.scale);
         let of_dialect = json!({"kind": "score", "scale": scale, "grades": 2});
         let dialect = Rerank {
-            server,
+            format,
             model,
             scale,
             documents_per_request: teacher.documents_per_request,

@@ -77,14 +77,15 @@ impl Secret {
     pub(crate) fn removed_from(&self, text: &str) -> String {
         let mut text = text.replace(&self.0, "[key]");
         // Providers echo the ends of a key, as in "sk-ab***yz".
+        let start = |length: usize| self.0.get(..length);
+        let end = |length: usize| self.0.get(self.0.len().checked_sub(length)?..);
+        let is_in = |text: &str, part: Option<&str>| part.is_some_and(|part| text.contains(part));
+        if !is_in(&text, start(8)) && !is_in(&text, end(8)) {
+            return text;
+        }
         for length in (8..self.0.len()).rev() {
-            for part in [self.0.get(..length), self.0.get(self.0.len() - length..)]
-                .into_iter()
-                .flatten()
-            {
-                if text.contains(part) {
-                    text = text.replace(part, "[key]");
-                }
+            for part in [start(length), end(length)].into_iter().flatten() {
+                text = text.replace(part, "[key]");
             }
         }
         text

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use burn::tensor::Device;
+use rayon::ThreadPoolBuilder;
 
 /// How many pieces of work a device gains from doing side by side: on the CPU one a core, because
 /// there most operations but matrix products run on one core; elsewhere one.
@@ -18,8 +19,8 @@ pub fn parallelism(device: &Device) -> usize {
 
 /// `work` on every item, on that many threads; the results in the order of the items.
 ///
-/// These are threads of their own and not the pool that matrix products run on: a pool's thread
-/// that waits for its product may take up other work, and wait for a lock it holds itself.
+/// Each thread is a pool of its own: a matrix product spreads over the pool that it is called from,
+/// and one that stays on its core waits for no other, and does a half more a second.
 pub fn parallel_map<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
@@ -39,9 +40,14 @@ pub fn parallel_map<T: Sync, R: Send>(
         }
         done
     };
+    let alone = || match ThreadPoolBuilder::new().num_threads(1).build() {
+        Ok(pool) => pool.install(take),
+        // Slower, and the same results.
+        Err(_) => take(),
+    };
     let mut results: Vec<(usize, R)> = thread::scope(|scope| {
         let threads: Vec<_> = (0..threads.min(items.len()))
-            .map(|_| scope.spawn(take))
+            .map(|_| scope.spawn(alone))
             .collect();
         let joined = threads
             .into_iter()

@@ -3,17 +3,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, Problem, Request, Texts, Tokens, shortened, written_grade};
+use super::{
+    Dialect, Problem, Request, Texts, Tokens, WRITTEN_TOKENS, most_read, shortened, written_grade,
+};
 use crate::Result;
 use crate::ledger::Outcome;
 use crate::prompt::Prompt;
 
 /// The version of the interface, which every request names.
 pub(crate) const VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
-/// Tokens that may stand around a message.
-const TOKENS_AROUND_A_MESSAGE: u64 = 16;
-/// Tokens for a written grade.
-const WRITTEN_TOKENS: u64 = 8;
 
 /// A model behind the messages interface that grades pairs.
 pub(crate) struct Anthropic {
@@ -30,26 +28,16 @@ impl Dialect for Anthropic {
         let mut messages = self
             .prompt
             .messages(&question.query, &question.documents[0])?;
-        let most_read = messages
-            .iter()
-            .map(|message| message.content.len() as u64 + TOKENS_AROUND_A_MESSAGE)
-            .sum();
+        let most_tokens = (most_read(&messages), WRITTEN_TOKENS);
         let system = messages.remove(0).content;
-        let mut body = json!({
+        let body = json!({
             "model": self.model,
             "system": system,
             "messages": messages,
             "max_tokens": WRITTEN_TOKENS,
             "temperature": self.temperature,
         });
-        for (name, value) in &self.extra {
-            body[name] = value.clone();
-        }
-        Ok(Request {
-            path: "messages",
-            body,
-            most_tokens: (most_read, WRITTEN_TOKENS),
-        })
+        Ok(Request::new("messages", body, &self.extra, most_tokens))
     }
 
     fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {

@@ -8,17 +8,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, Problem, Request, Texts, rounded, shortened, written_grade};
+use super::{
+    Dialect, Problem, Request, Texts, WRITTEN_TOKENS, most_read, rounded, shortened, written_grade,
+};
 use crate::Result;
 use crate::ledger::Outcome;
 use crate::prompt::Prompt;
 
 /// Alternatives asked for: the most that OpenAI grants.
 const TOP_LOGPROBS: usize = 20;
-/// Tokens that a chat template may put around a message.
-const TOKENS_AROUND_A_MESSAGE: u64 = 16;
-/// Tokens for a written grade: some servers count the end of the turn.
-const WRITTEN_TOKENS: u64 = 8;
 
 /// A chat model that grades pairs.
 pub(crate) struct Chat {
@@ -46,11 +44,7 @@ impl Dialect for Chat {
         } else {
             WRITTEN_TOKENS
         };
-        // A token has at least one byte.
-        let most_read = messages
-            .iter()
-            .map(|message| message.content.len() as u64 + TOKENS_AROUND_A_MESSAGE)
-            .sum();
+        let most_tokens = (most_read(&messages), most_written);
         let mut body = json!({
             "model": self.model,
             "messages": messages,
@@ -61,14 +55,12 @@ impl Dialect for Chat {
             body["logprobs"] = true.into();
             body["top_logprobs"] = TOP_LOGPROBS.into();
         }
-        for (name, value) in &self.extra {
-            body[name] = value.clone();
-        }
-        Ok(Request {
-            path: "chat/completions",
+        Ok(Request::new(
+            "chat/completions",
             body,
-            most_tokens: (most_read, most_written),
-        })
+            &self.extra,
+            most_tokens,
+        ))
     }
 
     fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {

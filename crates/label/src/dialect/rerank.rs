@@ -17,26 +17,6 @@ use serde_json::{Map, Value, json};
 use super::{Dialect, Problem, Request, Texts, Tokens, shortened};
 use crate::Result;
 
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Server {
-    /// Text Embeddings Inference.
-    Tei,
-    /// Cohere, and LiteLLM in its name.
-    Cohere,
-    /// Jina.
-    Jina,
-    /// vLLM's `/rerank`.
-    VllmRerank,
-    /// vLLM's `/score`.
-    VllmScore,
-    /// Voyage.
-    Voyage,
-    /// llama.cpp with `--embedding --pooling rank`.
-    LlamaRerank,
-}
-
 /// What a score is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -47,30 +27,91 @@ pub enum Scale {
     Probability,
 }
 
-impl Server {
-    /// What its scores are, if it does as it is asked.
-    pub(crate) fn scale(self) -> Scale {
-        match self {
-            Self::Tei | Self::VllmRerank | Self::VllmScore | Self::LlamaRerank => Scale::Logit,
-            Self::Cohere | Self::Jina | Self::Voyage => Scale::Probability,
-        }
-    }
-
+/// How a server is asked for scores and where it puts them.
+#[derive(Debug)]
+pub(crate) struct Format {
     /// Below the endpoint.
-    fn path(self) -> &'static str {
-        match self {
-            Self::VllmScore => "score",
-            _ => "rerank",
-        }
-    }
+    path: &'static str,
+    /// Whether it wants the model's name.
+    names_model: bool,
+    query: &'static str,
+    documents: &'static str,
+    /// The field that asks for all scores, where only the best come otherwise.
+    count: Option<&'static str>,
+    /// What it is asked for besides: logits, no documents sent back, and an error instead of a
+    /// score where it would cut what is too long.
+    fixed: &'static [(&'static str, bool)],
+    /// The reply's field with the scores, if it is not the whole reply.
+    list: Option<&'static str>,
+    score: &'static str,
+    /// What its scores are, if it does as it is asked.
+    pub(crate) scale: Scale,
 }
+
+/// Text Embeddings Inference.
+pub(crate) const TEI: Format = Format {
+    names_model: false,
+    documents: "texts",
+    count: None,
+    fixed: &[("raw_scores", true), ("truncate", false)],
+    list: None,
+    score: "score",
+    scale: Scale::Logit,
+    ..COHERE
+};
+/// Cohere, and LiteLLM in its name.
+pub(crate) const COHERE: Format = Format {
+    path: "rerank",
+    names_model: true,
+    query: "query",
+    documents: "documents",
+    count: Some("top_n"),
+    fixed: &[],
+    list: Some("results"),
+    score: "relevance_score",
+    scale: Scale::Probability,
+};
+/// Jina.
+pub(crate) const JINA: Format = Format {
+    fixed: &[("return_documents", false)],
+    ..COHERE
+};
+/// Voyage.
+pub(crate) const VOYAGE: Format = Format {
+    count: Some("top_k"),
+    fixed: &[("truncation", false)],
+    list: Some("data"),
+    ..COHERE
+};
+/// vLLM's `/rerank`.
+pub(crate) const VLLM_RERANK: Format = Format {
+    fixed: &[("use_activation", false)],
+    scale: Scale::Logit,
+    ..COHERE
+};
+/// vLLM's `/score`.
+pub(crate) const VLLM_SCORE: Format = Format {
+    path: "score",
+    query: "queries",
+    count: None,
+    fixed: &[("use_activation", false)],
+    list: Some("data"),
+    score: "score",
+    scale: Scale::Logit,
+    ..COHERE
+};
+/// llama.cpp with `--embedding --pooling rank`.
+pub(crate) const LLAMA_RERANK: Format = Format {
+    scale: Scale::Logit,
+    ..COHERE
+};
 
 /// Tokens that a cross-encoder puts around its two texts.
 const TOKENS_AROUND_A_PAIR: u64 = 8;
 
 /// A reranker.
 pub(crate) struct Rerank {
-    pub(crate) server: Server,
+    pub(crate) format: &'static Format,
     pub(crate) model: String,
     pub(crate) scale: Scale,
     /// Documents in one request.
@@ -87,53 +128,32 @@ impl Dialect for Rerank {
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let query = &questions[0].query;
         let documents: Vec<&String> = questions.iter().flat_map(|one| &one.documents).collect();
-        let (model, count) = (&self.model, documents.len());
-        let mut body = match self.server {
-            // A server that cuts what is too long would judge another text.
-            Server::Tei => json!({
-                "query": query, "texts": documents, "raw_scores": true, "truncate": false,
-            }),
-            Server::Cohere | Server::LlamaRerank => json!({
-                "model": model, "query": query, "documents": documents, "top_n": count,
-            }),
-            Server::Jina => json!({
-                "model": model, "query": query, "documents": documents, "top_n": count,
-                "return_documents": false,
-            }),
-            Server::VllmRerank => json!({
-                "model": model, "query": query, "documents": documents, "top_n": count,
-                "use_activation": false,
-            }),
-            Server::VllmScore => json!({
-                "model": model, "queries": query, "documents": documents,
-                "use_activation": false,
-            }),
-            Server::Voyage => json!({
-                "model": model, "query": query, "documents": documents, "top_k": count,
-                "truncation": false,
-            }),
-        };
-        for (name, value) in &self.extra {
-            body[name] = value.clone();
+        let format = self.format;
+        let mut body = json!({format.query: query, format.documents: documents});
+        if format.names_model {
+            body["model"] = self.model.as_str().into();
+        }
+        if let Some(count) = format.count {
+            body[count] = documents.len().into();
+        }
+        for (name, value) in format.fixed {
+            body[name] = (*value).into();
         }
         let most_read = documents
             .iter()
             .map(|document| (query.len() + document.len()) as u64 + TOKENS_AROUND_A_PAIR)
             .sum();
-        Ok(Request {
-            path: self.server.path(),
+        Ok(Request::new(
+            format.path,
             body,
-            most_tokens: (most_read, 0),
-        })
+            &self.extra,
+            (most_read, 0),
+        ))
     }
 
     fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem> {
-        let (list, score_of) = match self.server {
-            Server::Tei => (reply, "score"),
-            Server::VllmScore => (&reply["data"], "score"),
-            Server::Voyage => (&reply["data"], "relevance_score"),
-            _ => (&reply["results"], "relevance_score"),
-        };
+        let score_of = self.format.score;
+        let list = self.format.list.map_or(reply, |field| &reply[field]);
         let list = list.as_array().ok_or_else(|| {
             let shown = shortened(&reply.to_string());
             Problem::Unreadable(format!("the reply has no scores: {shown}"))
@@ -192,11 +212,11 @@ impl Dialect for Rerank {
 mod tests {
     use super::*;
 
-    fn rerank(server: Server) -> Rerank {
+    fn rerank(format: &'static Format) -> Rerank {
         Rerank {
-            server,
+            format,
             model: "m".into(),
-            scale: server.scale(),
+            scale: format.scale,
             documents_per_request: 3,
             extra: Map::new(),
         }
@@ -210,10 +230,10 @@ mod tests {
             json!({"score": -2.0}),
             json!({"score": 3.0}),
         ];
-        assert_eq!(rerank(Server::Tei).read(&sorted, 3).unwrap(), in_order);
+        assert_eq!(rerank(&TEI).read(&sorted, 3).unwrap(), in_order);
         let of_vllm = json!({"data": sorted});
         assert_eq!(
-            rerank(Server::VllmScore).read(&of_vllm, 3).unwrap(),
+            rerank(&VLLM_SCORE).read(&of_vllm, 3).unwrap(),
             in_order
         );
     }
@@ -234,14 +254,14 @@ mod tests {
         ];
         for (results, expected) in cases {
             let reply = json!({"results": results});
-            let problem = rerank(Server::Cohere).read(&reply, 3).unwrap_err();
+            let problem = rerank(&COHERE).read(&reply, 3).unwrap_err();
             assert!(
                 problem.to_string().contains(expected),
                 "{problem} lacks {expected}"
             );
         }
         assert!(
-            rerank(Server::Jina)
+            rerank(&JINA)
                 .read(&json!({"error": "x"}), 3)
                 .is_err()
         );
