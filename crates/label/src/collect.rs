@@ -625,7 +625,11 @@ impl Job {
                 let pause = pause.unwrap_or_else(|| retry::backoff(tries.failed, jitter));
                 tracing::debug!("{problem}; trying again in {pause:?}");
                 // A longer one is waited for elsewhere, or not at all (`Job::replica`).
-                return Next::Again(if pause > LONGEST_PAUSE { Duration::ZERO } else { pause });
+                return Next::Again(if pause > LONGEST_PAUSE {
+                    Duration::ZERO
+                } else {
+                    pause
+                });
             }
             Problem::Final(outcome, problem) => (outcome, problem),
             Problem::Unreadable(problem) => (Outcome::Unparsable, problem),

@@ -1,6 +1,7 @@
 //! BERT with a pooler and one logit, and the same encoder as a bi-encoder.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `D` hidden width, `H` heads.
+//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `R` of them computed, `D` hidden
+//! width, `H` heads.
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -132,9 +133,10 @@ impl CrossEncoder {
     /// - output: `[B]`
     pub fn forward(&self, batch: &Batch) -> Tensor<1> {
         let [pairs, _] = batch.input_ids.dims();
-        let hidden = self.last_hidden_state(batch);
-        let first = hidden
-            .narrow(1, 0, 1)
+        // The pooler reads the first token alone, so the last layer computes no other: of a six
+        // layer model that spares a seventh of the work.
+        let first = self
+            .encode(batch, 1)
             .reshape([pairs, self.config.hidden_size]);
         let pooled = self.bert.pooler.dense.forward(first).tanh();
         let pooled = dropout(pooled, self.config.hidden_dropout_prob);
@@ -147,32 +149,39 @@ impl CrossEncoder {
     /// # Shapes
     /// - output: `[B, D]`
     pub fn embed(&self, batch: &Batch) -> Tensor<2> {
-        let [texts, _] = batch.input_ids.dims();
+        let [texts, tokens] = batch.input_ids.dims();
         let mask = batch.attention_mask.clone().unsqueeze_dim::<3>(2);
         // A sum serves as well as a mean: the length is set to one in the end.
-        let sum = (self.last_hidden_state(batch) * mask)
+        let sum = (self.encode(batch, tokens) * mask)
             .sum_dim(1)
             .reshape([texts, self.config.hidden_size]);
         let length = sum.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
         sum / length
     }
 
-    /// The encoder's output. Rows of padding hold numbers without meaning.
+    /// The encoder's output at the first `R` tokens. Rows of padding hold numbers without meaning.
     ///
     /// # Shapes
-    /// - output: `[B, T, D]`
-    pub fn last_hidden_state(&self, batch: &Batch) -> Tensor<3> {
+    /// - output: `[B, R, D]`
+    fn encode(&self, batch: &Batch, rows: usize) -> Tensor<3> {
         let [pairs, tokens] = batch.input_ids.dims();
         // Finite, for -inf times 0 is NaN in a gradient; far below any score, so exp gives 0.
         let mask = (batch.attention_mask.clone() - 1.0)
             .mul_scalar(3e4)
             .reshape([pairs, 1, 1, tokens]);
         let hidden = self.bert.embeddings.forward(batch);
-        self.bert
-            .encoder
-            .layer
-            .iter()
-            .fold(hidden, |hidden, layer| layer.forward(hidden, &mask))
+        let Some((last, others)) = self.bert.encoder.layer.split_last() else {
+            return hidden.narrow(1, 0, rows);
+        };
+        let hidden = others.iter().fold(hidden, |hidden, layer| {
+            layer.forward(hidden.clone(), hidden, &mask)
+        });
+        let wanted = if rows == tokens {
+            hidden.clone()
+        } else {
+            hidden.clone().narrow(1, 0, rows)
+        };
+        last.forward(wanted, hidden, &mask)
     }
 }
 
@@ -231,26 +240,30 @@ impl Layer {
     }
 
     /// # Shapes
-    /// - hidden: `[B, T, D]`
+    /// - rows: `[B, R, D]`, those of `hidden` to compute
+    /// - hidden: `[B, T, D]`, what they attend to
     /// - mask: `[B, 1, 1, T]`, added to the attention scores
-    /// - output: `[B, T, D]`
-    fn forward(&self, hidden: Tensor<3>, mask: &Tensor<4>) -> Tensor<3> {
-        let context = self.attention.self_attention.forward(hidden.clone(), mask);
-        let hidden = self.attention.output.forward(context, hidden);
-        let inner = gelu(self.intermediate.dense.forward(hidden.clone()));
-        self.output.forward(inner, hidden)
+    /// - output: `[B, R, D]`
+    fn forward(&self, rows: Tensor<3>, hidden: Tensor<3>, mask: &Tensor<4>) -> Tensor<3> {
+        let self_attention = &self.attention.self_attention;
+        let context = self_attention.forward(rows.clone(), hidden, mask);
+        let rows = self.attention.output.forward(context, rows);
+        let inner = gelu(self.intermediate.dense.forward(rows.clone()));
+        self.output.forward(inner, rows)
     }
 }
 
 impl SelfAttention {
     /// # Shapes
+    /// - rows: `[B, R, D]`
     /// - hidden: `[B, T, D]`
     /// - mask: `[B, 1, 1, T]`
-    /// - output: `[B, T, D]`
-    fn forward(&self, hidden: Tensor<3>, mask: &Tensor<4>) -> Tensor<3> {
-        let [pairs, tokens, width] = hidden.dims();
+    /// - output: `[B, R, D]`
+    fn forward(&self, rows: Tensor<3>, hidden: Tensor<3>, mask: &Tensor<4>) -> Tensor<3> {
+        let [pairs, wanted, width] = rows.dims();
         let head_width = width / self.heads;
         let split = |projected: Tensor<3>| {
+            let [pairs, tokens, _] = projected.dims();
             projected
                 .reshape([pairs, tokens, self.heads, head_width])
                 .swap_dims(1, 2)
@@ -258,22 +271,23 @@ impl SelfAttention {
         // Scaling the queries is T / (D / H) times less work than scaling the scores.
         let query = self
             .query
-            .forward(hidden.clone())
+            .forward(rows)
             .div_scalar((head_width as f64).sqrt());
         let (query, key) = (split(query), split(self.key.forward(hidden.clone())));
         let value = split(self.value.forward(hidden));
         let scores = query.matmul(key.transpose()) + mask.clone();
         attend(scores, value, self.dropout)
             .swap_dims(1, 2)
-            .reshape([pairs, tokens, width])
+            .reshape([pairs, wanted, width])
     }
 }
 
 /// The values, weighed by the softmax of the scores.
 ///
 /// # Shapes
-/// - scores: `[B, H, T, T]`
-/// - value and output: `[B, H, T, D / H]`
+/// - scores: `[B, H, R, T]`
+/// - value: `[B, H, T, D / H]`
+/// - output: `[B, H, R, D / H]`
 fn attend(scores: Tensor<4>, value: Tensor<4>, probability: f64) -> Tensor<4> {
     if !scores.is_autodiff() {
         return softmax(scores, 3).matmul(value);
@@ -296,8 +310,8 @@ impl Output {
     }
 
     /// # Shapes
-    /// - inner: `[B, T, any]`
-    /// - residual and output: `[B, T, D]`
+    /// - inner: `[B, R, any]`
+    /// - residual and output: `[B, R, D]`
     fn forward(&self, inner: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
         let projected = dropout(self.dense.forward(inner), self.dropout);
         self.layer_norm.forward(projected + residual)

@@ -143,12 +143,7 @@ impl Dialect for Rerank {
             .iter()
             .map(|document| (query.len() + document.len()) as u64 + TOKENS_AROUND_A_PAIR)
             .sum();
-        Ok(Request::new(
-            format.path,
-            body,
-            &self.extra,
-            (most_read, 0),
-        ))
+        Ok(Request::new(format.path, body, &self.extra, (most_read, 0)))
     }
 
     fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem> {
@@ -232,10 +227,7 @@ mod tests {
         ];
         assert_eq!(rerank(&TEI).read(&sorted, 3).unwrap(), in_order);
         let of_vllm = json!({"data": sorted});
-        assert_eq!(
-            rerank(&VLLM_SCORE).read(&of_vllm, 3).unwrap(),
-            in_order
-        );
+        assert_eq!(rerank(&VLLM_SCORE).read(&of_vllm, 3).unwrap(), in_order);
     }
 
     #[test]
@@ -260,10 +252,6 @@ mod tests {
                 "{problem} lacks {expected}"
             );
         }
-        assert!(
-            rerank(&JINA)
-                .read(&json!({"error": "x"}), 3)
-                .is_err()
-        );
+        assert!(rerank(&JINA).read(&json!({"error": "x"}), 3).is_err());
     }
 }
