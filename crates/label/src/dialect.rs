@@ -172,16 +172,28 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
 
 /// The grade as it is written, and nothing beside it.
 fn written_grade(written: &str, answers: &[String]) -> Result<Value, Problem> {
-    let grade = answers
-        .iter()
-        .position(|answer| answer == written.trim())
-        .ok_or_else(|| {
-            let shown = shortened(written);
-            Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
-        })?;
+    let grade = place_of(written, answers).ok_or_else(|| {
+        let shown = shortened(written);
+        Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
+    })?;
     let mut probabilities = vec![0.0; answers.len()];
     probabilities[grade] = 1.0;
     Ok(json!({"probabilities": probabilities, "mass": 1.0}))
+}
+
+/// Which of the answers a word is, white space aside. Answers that are words of several letters are
+/// told apart without regard to case, unless case is all that tells them apart.
+fn place_of(word: &str, answers: &[String]) -> Option<usize> {
+    let word = word.trim();
+    let same = |answer: &String| answer == word;
+    answers.iter().position(same).or_else(|| {
+        let lower: Vec<String> = answers.iter().map(|one| one.to_lowercase()).collect();
+        let are_words = answers.iter().all(|answer| answer.chars().nth(1).is_some());
+        let are_distinct = (1..lower.len()).all(|place| !lower[..place].contains(&lower[place]));
+        let word = word.to_lowercase();
+        let place = lower.iter().position(|answer| *answer == word);
+        place.filter(|_| are_words && are_distinct)
+    })
 }
 
 /// Six decimals: below what a quantised teacher's probabilities mean.
@@ -201,6 +213,23 @@ pub(crate) fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_answers_in_any_case_that_leaves_them_distinct() {
+        let place = |word: &str, answers: [&str; 2]| place_of(word, &answers.map(String::from));
+        for word in ["yes", " Yes", "YES\n"] {
+            assert_eq!(place(word, ["no", "yes"]), Some(1), "{word}");
+            assert_eq!(place(word, ["No", "Yes"]), Some(1), "{word}");
+        }
+        for word in ["y", "yes.", "yes no", "ja", ""] {
+            assert_eq!(place(word, ["no", "yes"]), None, "{word}");
+        }
+        assert_eq!(place("Yes", ["yes", "Yes"]), Some(1));
+        assert_eq!(place("YES", ["yes", "Yes"]), None);
+        // A lone letter may begin anything: "a" is an article.
+        assert_eq!(place(" A", ["A", "B"]), Some(0));
+        assert_eq!(place("a", ["A", "B"]), None);
+    }
 
     #[test]
     fn refusals_are_told_apart() {

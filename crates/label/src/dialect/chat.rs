@@ -9,7 +9,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dialect, Problem, Request, Texts, WRITTEN_TOKENS, most_read, rounded, shortened, written_grade,
+    Dialect, Problem, Request, Texts, WRITTEN_TOKENS, most_read, place_of, rounded, shortened,
+    written_grade,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -92,7 +93,8 @@ fn withheld(choice: &Value) -> Option<Problem> {
 
 /// The grades' probabilities among the alternatives of the first token.
 ///
-/// A grade may appear as several tokens (`"3"`, `" 3"`): their probabilities add up. Grades below
+/// A grade may appear as several tokens (`"3"`, `" 3"`; `"Yes"`, `" yes"`): their probabilities add
+/// up. Grades below
 /// the listed alternatives count as 0; the mass says how much that can matter.
 fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Result<Value, Problem> {
     let alternatives = choice["logprobs"]["content"][0]["top_logprobs"]
@@ -116,7 +118,7 @@ fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Resu
         if !(-1000.0..=1e-3).contains(&logprob) {
             continue;
         }
-        if let Some(grade) = answers.iter().position(|answer| answer == token.trim()) {
+        if let Some(grade) = place_of(token, answers) {
             probabilities[grade] += logprob.exp();
         }
     }
@@ -193,6 +195,22 @@ mod tests {
                 "{problem:?}"
             );
         }
+    }
+
+    #[test]
+    fn spellings_of_a_word_add_up() {
+        let spelt = [
+            ("Yes", 0.4),
+            (" yes", 0.25),
+            ("YES", 0.05),
+            ("No", 0.2),
+            (" no", 0.1),
+        ];
+        let answers = ["no", "yes"].map(String::from);
+        let spelt = spelt.map(|(token, p): (&str, f64)| (token, p.ln()));
+        let answer = of_probabilities(&choice(&spelt), &answers, 0.9).unwrap();
+        assert_eq!(answer["probabilities"], json!([0.3, 0.7]));
+        assert_eq!(answer["mass"], 1.0);
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub(crate) struct Seen {
     pub(crate) attempt: usize,
     /// The number in the document's text; the first document's, where there are several.
     pub(crate) document: usize,
+    /// With the line that names the path.
     pub(crate) headers: String,
     pub(crate) body: Value,
 }
@@ -107,19 +108,11 @@ impl Shared {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
         let body: Value = serde_json::from_slice(&body).ok()?;
-        let question = match body["texts"].as_array() {
-            Some(texts) => Value::from(texts.clone()).to_string(),
-            None => body["messages"].as_array()?.last()?["content"]
-                .as_str()?
-                .to_owned(),
+        let question = match body["messages"].as_array() {
+            Some(messages) => messages.last()?["content"].as_str()?.to_owned(),
+            None => body.to_string(),
         };
-        let document = question
-            .split_once("document ")?
-            .1
-            .split(|c: char| !c.is_ascii_digit())
-            .next()?
-            .parse()
-            .ok()?;
+        let document = documents(&question).first().copied().unwrap_or_default();
         let attempt = {
             let mut attempts = self.attempts.lock().unwrap();
             let count = attempts.entry(question).or_insert(0);
@@ -178,6 +171,19 @@ fn carry_out(act: Act, mut stream: &TcpStream) -> Option<()> {
             None
         }
     }
+}
+
+/// The numbers of the documents that a text shows, in their order.
+pub(crate) fn documents(text: &str) -> Vec<usize> {
+    let after = text.split("document ").skip(1);
+    let number = |after: &str| {
+        after
+            .split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    };
+    after.filter_map(number).collect()
 }
 
 /// A chat completion whose alternatives have these probabilities.
