@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use retort_data::settings;
 use retort_label::ledger::{Reader, RecipeStatus};
-use retort_label::{LabelSettings, Sealed};
+use retort_label::{LabelSettings, PositionBias, Sealed, position_bias};
 use serde_json::json;
 
 use crate::progress;
@@ -64,7 +64,14 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         Verb::Status { ledger } => {
             let ledger = Reader::open(ledger)?;
             let (recipes, spent) = (ledger.recipes()?, ledger.spent()?);
-            let lines: Vec<String> = recipes.iter().map(describe).collect();
+            let mut lines = Vec::new();
+            let mut biases = Vec::new();
+            for recipe in &recipes {
+                let bias = position_bias(&ledger, recipe)?;
+                lines.push(describe(recipe));
+                lines.extend(bias.map(describe_bias));
+                biases.push(bias);
+            }
             let (requests, tokens) = (spent.requests, spent.tokens);
             let money = spent.micros as f64 / 1e6;
             progress::summary(
@@ -73,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                     "{}\n{requests} requests, {tokens} tokens, {money:.2} in money",
                     lines.join("\n")
                 ),
-                &json!({"recipes": recipes, "spent": spent}),
+                &json!({"recipes": recipes, "position_biases": biases, "spent": spent}),
             );
         }
         Verb::Seal {
@@ -130,5 +137,18 @@ fn describe(recipe: &RecipeStatus) -> String {
         said("prompt"),
         ended.join(", "),
         models.join(", ")
+    )
+}
+
+fn describe_bias(bias: PositionBias) -> String {
+    let PositionBias {
+        first,
+        flipped,
+        pairs,
+    } = bias;
+    let (first, flipped) = (100.0 * first, 100.0 * flipped);
+    format!(
+        "  {first:.1} % for the document shown first; of {pairs} pairs judged in both orders, \
+         {flipped:.1} % came out the other way round"
     )
 }

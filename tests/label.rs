@@ -174,6 +174,29 @@ fn a_teacher_that_is_not_there_is_named() {
 }
 
 #[test]
+fn the_status_of_comparisons_tells_their_position_bias() {
+    let folder = tempfile::tempdir().unwrap();
+    // It prefers the first, whatever it is shown.
+    let teacher = Teacher::start(|_, _| (200, "", completion(&[("A", 0.8), ("B", 0.2)])));
+    let mut command = label(folder.path(), &teacher, 10);
+    command.args(["--set", "prompt=prompts/shop-pairwise.toml"]);
+    succeed(&mut command);
+    let mut status = retort();
+    status
+        .args(["labels", "status"])
+        .arg(folder.path().join("ledger.sqlite"));
+    let said = stdout(&succeed(&mut status));
+    assert!(
+        said.contains("80.0 % for the document shown first") && said.contains("100.0 % came out"),
+        "{said}"
+    );
+    // So it tells nothing apart.
+    let set = sealed(folder.path(), "set");
+    assert!(set.labels.len() == 10);
+    assert!((set.labels.iter()).all(|label| (label.grade - 0.5).abs() < 1e-9));
+}
+
+#[test]
 fn judgements_made_elsewhere_are_imported_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|_, _| (200, "", grades()));

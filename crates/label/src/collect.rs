@@ -10,16 +10,12 @@
 
 mod writer;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use retort_data::candidates::{self, Candidate};
-use retort_data::collection::Collection;
-use retort_data::label_set::text_digest;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
@@ -28,11 +24,10 @@ use tokio::time::Instant;
 
 use crate::dialect::{self, Problem, Request, Texts};
 use crate::job::{LabelSettings, OnChange, Teacher};
-use crate::ledger::{
-    Attempt, Batch, Entry, Found, Key, Ledger, Outcome, Reader, Record, Spent, now,
-};
+use crate::ledger::{Attempt, Batch, Entry, Ledger, Outcome, Reader, Record, Spent, now};
 use crate::limits::{Bucket, Pass};
 use crate::money::{Amount, Budget, Held, Usage};
+use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
 use crate::{Error, Result};
@@ -286,117 +281,6 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// What the questions of a job are made from, and which of them are to be asked.
-struct Questions {
-    collection: Collection,
-    candidates: Vec<Candidate>,
-    source: PathBuf,
-    recipe: [u8; 32],
-    samples: u32,
-    /// Place in `candidates`, and sample.
-    asked: Vec<(u32, u32)>,
-    all: usize,
-    known: usize,
-    given_up: usize,
-}
-
-/// A question on its way.
-struct Asked {
-    key: Key,
-    query_id: String,
-    document_ids: Vec<String>,
-    sample: u32,
-    text: String,
-    texts: Texts,
-}
-
-impl Questions {
-    /// Reads the pairs; which of them to ask is still to be chosen.
-    fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
-        let (collection, source) = (&settings.collection, settings.candidates.clone());
-        let collection = Collection::read(collection)?;
-        let candidates = candidates::read(&source)?;
-        for candidate in &candidates {
-            collection.query(&candidate.query_id, &source)?;
-            collection.document(&candidate.document_id, &source)?;
-        }
-        Ok(Self {
-            collection,
-            candidates,
-            source,
-            recipe: teacher.recipe_digest,
-            samples: settings.teacher.samples,
-            asked: Vec::new(),
-            all: 0,
-            known: 0,
-            given_up: 0,
-        })
-    }
-
-    /// Chooses the questions to ask: those that have not ended yet, each text once. Returns the
-    /// pairs that share the texts of another.
-    fn choose(
-        &mut self,
-        again: bool,
-        find: impl Fn(&Key) -> Result<Option<Found>>,
-    ) -> Result<Vec<(Key, String, Vec<String>)>> {
-        let count = u32::try_from(self.candidates.len()).map_err(|_| Error::File {
-            path: self.source.clone(),
-            problem: "has more than 4 billion pairs: split it".to_owned(),
-        })?;
-        let mut chosen = HashSet::new();
-        let mut aliases = Vec::new();
-        for place in 0..count {
-            for sample in 0..self.samples {
-                self.all += 1;
-                let asked = self.of(place, sample)?;
-                let found = find(&asked.key)?;
-                let is_other = |found: &Found| !found.is_of(&asked.query_id, &asked.document_ids);
-                let is_alias = match &found {
-                    Some(found) => is_other(found),
-                    None => chosen.contains(&asked.key),
-                };
-                match found.map(|found| found.outcome) {
-                    Some(Outcome::Ok) => self.known += 1,
-                    Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
-                    _ if chosen.insert(asked.key) => self.asked.push((place, sample)),
-                    _ => self.known += 1,
-                }
-                if is_alias {
-                    aliases.push((asked.key, asked.query_id, asked.document_ids));
-                }
-            }
-        }
-        Ok(aliases)
-    }
-
-    fn at(&self, place: usize) -> Result<Asked> {
-        let (candidate, sample) = self.asked[place];
-        self.of(candidate, sample)
-    }
-
-    fn of(&self, place: u32, sample: u32) -> Result<Asked> {
-        let candidate = &self.candidates[place as usize];
-        let query = self.collection.query(&candidate.query_id, &self.source)?;
-        let document = self
-            .collection
-            .document(&candidate.document_id, &self.source)?;
-        let texts = Texts {
-            query: query.text.clone(),
-            documents: vec![document.full_text()],
-        };
-        let shown: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
-        Ok(Asked {
-            key: Key::new(&self.recipe, sample, &texts.query, &shown),
-            query_id: query.id.clone(),
-            document_ids: vec![document.id.clone()],
-            sample,
-            text: text_digest(query, document),
-            texts,
-        })
-    }
-}
-
 /// What all workers share.
 struct Job {
     settings: LabelSettings,
@@ -540,7 +424,7 @@ impl Job {
                 unless(stopped, bucket.take(expected_tokens)).await?;
             }
             reservation.was_sent = true;
-            let (attempted, attempt) = self.attempt(replica, &pass, &request, asked.len()).await;
+            let (attempted, attempt) = self.attempt(replica, &pass, &request, &texts).await;
             let usage = attempt.usage;
             if let Some(bucket) = &self.tokens {
                 bucket.settle(expected_tokens - usage.tokens() as f64);
@@ -735,7 +619,7 @@ impl Job {
         replica: &Replica,
         pass: &Pass<'_>,
         request: &Request,
-        questions: usize,
+        questions: &[&Texts],
     ) -> (Attempted, Attempt) {
         let at = now();
         let started = Instant::now();
@@ -798,7 +682,7 @@ impl Job {
         &self,
         request: &Request,
         reply: Reply,
-        questions: usize,
+        questions: &[&Texts],
         usage: &mut Usage,
     ) -> Attempted {
         *usage = self.usage(request.most_tokens, 0, true);

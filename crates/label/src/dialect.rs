@@ -6,6 +6,7 @@
 
 pub(crate) mod anthropic;
 pub(crate) mod chat;
+pub(crate) mod ranking;
 pub(crate) mod rerank;
 
 use std::fmt;
@@ -13,19 +14,28 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use crate::ledger::Outcome;
-use crate::prompt::Message;
+use crate::prompt::{Kind, Message, Prompt};
 use crate::{Error, Result};
 
 /// Tokens that a chat template may put around a message.
 const TOKENS_AROUND_A_MESSAGE: u64 = 16;
-/// Tokens for a written grade: some servers count the end of the turn.
+/// Tokens for a written answer: some servers count the end of the turn.
 const WRITTEN_TOKENS: u64 = 8;
+/// Tokens for a document's place in a written order, `[12] > `.
+const WRITTEN_TOKENS_A_PLACE: u64 = 8;
 
-/// One query and the documents it is asked about, in the order they are shown.
+/// A question: one query and the documents it is asked about, in the order they are shown.
 #[derive(Clone, Debug)]
 pub(crate) struct Texts {
     pub(crate) query: String,
     pub(crate) documents: Vec<String>,
+}
+
+impl Texts {
+    /// The documents, as they are shown.
+    pub(crate) fn shown(&self) -> Vec<&str> {
+        self.documents.iter().map(String::as_str).collect()
+    }
 }
 
 /// A request, ready to be sent.
@@ -101,8 +111,8 @@ pub(crate) trait Dialect: Send + Sync {
     /// A prompt that can't be rendered.
     fn request(&self, questions: &[&Texts]) -> Result<Request>;
 
-    /// Reads a reply with status 200: an answer for each of so many questions, or none.
-    fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem>;
+    /// Reads a reply with status 200: an answer for each of the questions, or none.
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem>;
 
     /// The model as the server names it.
     fn model(&self, reply: &Value) -> Option<String> {
@@ -170,8 +180,21 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     teacher(format!("{status}: {shown}{hint}"))
 }
 
-/// The grade as it is written, and nothing beside it.
-fn written_grade(written: &str, answers: &[String]) -> Result<Value, Problem> {
+/// The most tokens that an answer takes when it is written.
+fn most_written(prompt: &Prompt, question: &Texts) -> u64 {
+    match prompt.kind {
+        Kind::Graded | Kind::Pairwise => WRITTEN_TOKENS,
+        Kind::Listwise => WRITTEN_TOKENS + WRITTEN_TOKENS_A_PLACE * question.documents.len() as u64,
+    }
+}
+
+/// The answer as it is written, and nothing beside it.
+fn written_answer(written: &str, prompt: &Prompt, question: &Texts) -> Result<Value, Problem> {
+    if prompt.kind == Kind::Listwise {
+        let ranking::Read { ranking, placed } = ranking::read(written, question.documents.len())?;
+        return Ok(json!({"ranking": ranking, "placed": placed}));
+    }
+    let answers = &prompt.answers;
     let grade = place_of(written, answers).ok_or_else(|| {
         let shown = shortened(written);
         Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))

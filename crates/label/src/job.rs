@@ -13,7 +13,7 @@ use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
 use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
-use crate::prompt::Prompt;
+use crate::prompt::{Kind, Prompt};
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
 use crate::{Error, Result};
@@ -31,6 +31,12 @@ pub struct LabelSettings {
     /// The prompt file; rerankers have none.
     #[serde(default)]
     pub prompt: Option<PathBuf>,
+    /// Of a pairwise prompt: how many others each of a query's documents is compared with, even.
+    #[serde(default = "four")]
+    pub comparisons: usize,
+    /// Of a listwise prompt: documents that are ordered at once.
+    #[serde(default = "twenty")]
+    pub window: usize,
     /// Send nothing to a host that is not this machine or on a private network.
     #[serde(default)]
     pub local_only: bool,
@@ -70,10 +76,11 @@ pub struct TeacherSettings {
     /// Read the probabilities of the answers; `false` where a server gives none.
     #[serde(default = "yes")]
     pub log_probabilities: bool,
-    /// How often each pair is asked; more than once makes sense without log-probabilities.
+    /// How often each question is asked; more than once makes sense without log-probabilities, and
+    /// of orders, which are asked each time about documents in another order.
     #[serde(default = "one")]
     pub samples: u32,
-    /// 0 unless a pair is asked several times.
+    /// 0 unless the same question is asked several times.
     #[serde(default)]
     pub temperature: f64,
     /// The least probability that the answers must have together: below it, the teacher was
@@ -188,6 +195,10 @@ fn sixteen() -> usize {
     16
 }
 
+fn twenty() -> usize {
+    20
+}
+
 fn half_a_minute() -> u64 {
     30
 }
@@ -209,6 +220,8 @@ pub(crate) struct Teacher {
     pub(crate) dialect: Box<dyn Dialect>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) key: Option<Secret>,
+    /// What its questions ask for.
+    pub(crate) kind: Kind,
     /// What determines its judgements besides the texts.
     pub(crate) recipe: Value,
     /// SHA-256 of the recipe.
@@ -269,6 +282,7 @@ impl Teacher {
             dialect,
             replicas,
             key,
+            kind: Kind::of(&recipe),
             recipe,
             recipe_digest,
         })
@@ -296,10 +310,14 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
         .as_ref()
         .ok_or_else(|| Error::Setting("prompt: a language model needs a prompt file".to_owned()))?;
     let prompt = Prompt::read(path)?;
+    if let Some(problem) = prompt_problem(teacher, &prompt) {
+        return Err(Error::Setting(format!("[teacher] {problem}")));
+    }
     let of_dialect = fields(json!({
-        "kind": "graded",
+        "kind": prompt.kind,
         "prompt": prompt.digest,
-        "grades": prompt.answers.len(),
+        // What comparisons and orders come to is sealed as the probability of the upper of two.
+        "grades": if prompt.kind == Kind::Listwise { 2 } else { prompt.answers.len() },
         "log_probabilities": teacher.log_probabilities,
         "temperature": teacher.temperature,
     }));
@@ -329,6 +347,17 @@ fn fields(object: Value) -> Map<String, Value> {
         Value::Object(fields) => fields,
         _ => Map::new(),
     }
+}
+
+/// Why a teacher can't be asked with this prompt, if it can't.
+fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Option<String> {
+    if prompt.kind == Kind::Listwise && teacher.log_probabilities {
+        return Some("log_probabilities: an order is written out; set it to false".to_owned());
+    }
+    // The samples of an order are asked about documents in different orders.
+    let are_alike = teacher.temperature == 0.0 && prompt.kind != Kind::Listwise;
+    (teacher.samples > 1 && are_alike)
+        .then(|| "samples: without a temperature all samples are alike".to_owned())
 }
 
 /// What is wrong with the settings of a teacher, if anything is.
@@ -389,7 +418,7 @@ fn problem(settings: &LabelSettings) -> Option<String> {
     if !(0.0..=2.0).contains(&teacher.temperature) {
         return Some("temperature must be from 0 to 2".to_owned());
     }
-    if teacher.samples > 1 && (teacher.temperature == 0.0 || teacher.dialect.reranker().is_some()) {
+    if teacher.samples > 1 && teacher.dialect.reranker().is_some() {
         return Some("samples: without a temperature all samples are alike".to_owned());
     }
     if teacher.dialect == Wire::Anthropic && teacher.log_probabilities {

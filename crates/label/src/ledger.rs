@@ -131,7 +131,8 @@ pub struct Entry {
     pub document_ids: Vec<String>,
     /// Which of several questions about the same texts.
     pub sample: u32,
-    /// Digest of the texts as the collection has them.
+    /// For each document the digest of its text and the query's as the collection has them, a space
+    /// between them.
     pub text: String,
     /// How it ended: an answer, or why there is none.
     pub ended: Result<Value, (Outcome, String)>,
@@ -430,6 +431,11 @@ impl Reader {
             db,
             path: path.to_owned(),
         })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The recipes and how their questions ended.

@@ -14,13 +14,16 @@
 mod collect;
 mod dialect;
 mod error;
+mod graph;
 mod job;
 mod limits;
 mod prompt;
+mod questions;
 mod replica;
 mod retry;
 mod seal;
 mod secret;
+mod strength;
 
 pub mod ledger;
 pub mod money;
@@ -29,5 +32,5 @@ pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
-pub use seal::{Sealed, import, seal};
+pub use seal::{PositionBias, Sealed, import, position_bias, seal};
 pub use secret::KeySettings;

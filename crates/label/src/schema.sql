@@ -40,7 +40,7 @@ CREATE TABLE judgement (
   query_id     TEXT NOT NULL,
   document_ids TEXT NOT NULL,         -- JSON array: one, two of a comparison, or a window
   sample       INTEGER NOT NULL,      -- 0, 1, … where a teacher is asked several times
-  text         TEXT NOT NULL,         -- digest of the texts as the collection has them
+  text         TEXT NOT NULL,         -- digests of the query's and each document's text
   outcome      TEXT NOT NULL CHECK (
     outcome IN ('ok', 'refused', 'filtered', 'truncated', 'unparsable', 'failed')),
   answer       TEXT CHECK ((answer IS NULL) = (outcome <> 'ok')),   -- JSON

@@ -1,5 +1,7 @@
 //! From the ledger to a label set, and from judgements made elsewhere into the ledger.
 
+mod strengths;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -13,7 +15,11 @@ use serde_json::{Value, json};
 use crate::dialect::rerank::Scale;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
+use crate::prompt::Kind;
 use crate::{Error, Result};
+use strengths::Strengths;
+
+pub use strengths::{PositionBias, position_bias};
 
 /// A label set that was written.
 #[derive(Clone, Debug, Serialize)]
@@ -26,7 +32,8 @@ pub struct Sealed {
 
 /// Writes the judgements of one recipe as a label set: all of them, or those that `candidates`
 /// names. Samples of a pair are averaged; of a pair whose text was edited, the text that was
-/// judged last counts.
+/// judged last counts. From comparisons and orders the strengths of a query's documents are fitted,
+/// all that were judged together; a strength is sealed as the probability of its sigmoid.
 ///
 /// # Errors
 /// A ledger with several recipes and none named, a pair of `candidates` without a judgement, a
@@ -41,6 +48,7 @@ pub fn seal(
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
     let scale = Scale::deserialize(&recipe.spec["scale"]).unwrap_or(Scale::Probability);
+    let kind = Kind::of(&recipe.spec);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         top_grade: usize::try_from(grades)
@@ -64,9 +72,16 @@ pub fn seal(
     };
     let mut rows = 0;
     let digest = reader.judgements(recipe.id, |entries| {
-        let labels = Labels {
-            entries: entries.peekable(),
-            scale,
+        let labels: Box<dyn Iterator<Item = Result<Label>> + '_> = match kind {
+            Kind::Graded => Box::new(Graded {
+                entries: entries.peekable(),
+                scale,
+                ledger,
+            }),
+            Kind::Pairwise | Kind::Listwise => Box::new(Strengths::new(entries, kind, ledger)),
+        };
+        let labels = Wanted {
+            labels,
             wanted,
             ledger,
         };
@@ -79,25 +94,22 @@ pub fn seal(
     Ok(Sealed { rows, digest })
 }
 
-/// Entries, in the order of pairs and of time, as labels.
-struct Labels<'a, I: Iterator> {
-    entries: std::iter::Peekable<I>,
-    /// What a reranker's scores are.
-    scale: Scale,
+/// Those of the labels that are wanted, and an error for those that did not come.
+struct Wanted<'a, I> {
+    labels: I,
     /// The pairs that are still to come; `None` takes all that comes.
     wanted: Option<HashSet<(String, String)>>,
     ledger: &'a Path,
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
+impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
     type Item = retort_data::Result<Label>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Some(first) = self.entries.next() else {
+            let Some(label) = self.labels.next() else {
                 return self.missing().map(Err);
             };
-            let label = first.and_then(|first| self.label(first));
             match (label, &mut self.wanted) {
                 (Err(error), _) => return Some(Err(self.problem(error.to_string()))),
                 (Ok(label), None) => return Some(Ok(label)),
@@ -112,7 +124,44 @@ impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
     }
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
+impl<I> Wanted<'_, I> {
+    /// What is wrong when all labels came: pairs that were wanted and did not come.
+    fn missing(&mut self) -> Option<retort_data::Error> {
+        let wanted = self.wanted.take()?;
+        let (query, document) = wanted.iter().min()?;
+        Some(self.problem(format!(
+            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
+             for them",
+            wanted.len()
+        )))
+    }
+
+    fn problem(&self, problem: String) -> retort_data::Error {
+        retort_data::Error::File {
+            path: self.ledger.to_owned(),
+            problem,
+        }
+    }
+}
+
+/// Entries about one document each, in the order of pairs and of time, as labels.
+struct Graded<'a, I: Iterator> {
+    entries: std::iter::Peekable<I>,
+    /// What a reranker's scores are.
+    scale: Scale,
+    ledger: &'a Path,
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Iterator for Graded<'_, I> {
+    type Item = Result<Label>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.entries.next()?;
+        Some(first.and_then(|first| self.label(first)))
+    }
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
     /// The label of the pair that `first` and maybe the entries after it are about.
     fn label(&mut self, first: Entry) -> Result<Label> {
         let mut of_pair = vec![first];
@@ -150,10 +199,7 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
 
     /// The probabilities of an answer's grades, and their mass.
     fn read(&self, answer: &Value) -> Result<(Vec<f64>, f64)> {
-        let answer = Answer::deserialize(answer).map_err(|error| Error::File {
-            path: self.ledger.to_owned(),
-            problem: format!("a row can't be read: {error}"),
-        })?;
+        let answer = Answer::deserialize(answer).map_err(|error| unreadable(self.ledger, error))?;
         Ok(match (answer, self.scale) {
             (
                 Answer::Graded {
@@ -169,24 +215,6 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
             }
         })
     }
-
-    /// What is wrong when all entries are read: pairs that were wanted and did not come.
-    fn missing(&mut self) -> Option<retort_data::Error> {
-        let wanted = self.wanted.take()?;
-        let (query, document) = wanted.iter().min()?;
-        Some(self.problem(format!(
-            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
-             for them",
-            wanted.len()
-        )))
-    }
-
-    fn problem(&self, problem: String) -> retort_data::Error {
-        retort_data::Error::File {
-            path: self.ledger.to_owned(),
-            problem,
-        }
-    }
 }
 
 /// An answer as the ledger has it.
@@ -197,6 +225,13 @@ enum Answer {
     Graded { probabilities: Vec<f64>, mass: f64 },
     /// Of a reranker.
     Scored { score: f64 },
+}
+
+fn unreadable(ledger: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::File {
+        path: ledger.to_owned(),
+        problem: format!("a row can't be read: {problem}"),
+    }
 }
 
 fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Result<RecipeStatus> {
@@ -242,6 +277,11 @@ fn whole() -> f64 {
 /// (file and line); nothing is imported then.
 pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let teacher = Teacher::new(settings)?;
+    if teacher.kind != Kind::Graded {
+        let problem = "prompt: judgements can be imported of one document each, and this one asks \
+                       about several";
+        return Err(Error::Setting(problem.to_owned()));
+    }
     let collection = Collection::read(&settings.collection)?;
     let top_grade = teacher.recipe["grades"]
         .as_u64()

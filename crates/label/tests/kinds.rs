@@ -6,12 +6,14 @@
 
 mod common;
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use common::{Act, Job, Server, completion};
+use common::{Act, Job, Seen, Server, completion, documents};
 use retort_data::label_set::{self, LabelSet};
-use retort_label::{Collected, Error, LabelSettings, Progress, collect};
-use serde_json::Value;
+use retort_label::ledger::Reader;
+use retort_label::{Collected, Error, LabelSettings, PositionBias, Progress, collect};
+use serde_json::{Value, json};
 
 async fn run(settings: &LabelSettings) -> Result<Collected, Error> {
     collect(settings, false, |_: Progress| (), std::future::pending()).await
@@ -19,6 +21,11 @@ async fn run(settings: &LabelSettings) -> Result<Collected, Error> {
 
 fn reply(body: &Value) -> Act {
     Act::Reply(200, String::new(), body.to_string())
+}
+
+fn question(seen: &Seen) -> &str {
+    let messages = seen.body["messages"].as_array().unwrap();
+    messages.last().unwrap()["content"].as_str().unwrap()
 }
 
 fn sealed(job: &Job, name: &str) -> LabelSet {
@@ -38,6 +45,34 @@ fn relevance(document: usize) -> f64 {
     (document * 7 % 20) as f64 * 0.3 - 2.85
 }
 
+/// A number from −1 to 1 that looks random and is the same for the same seed.
+fn noise(seed: usize) -> f64 {
+    let mixed = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    f64::from((mixed >> 40) as u32) / f64::from(1_u32 << 23) - 1.0
+}
+
+/// The least of the queries' Kendall's tau between the sealed grades and the known order.
+fn least_tau(set: &LabelSet) -> f64 {
+    let mut queries: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    for label in &set.labels {
+        let known = relevance(label.document_id[1..].parse().unwrap());
+        let of_query = queries.entry(&label.query_id).or_default();
+        of_query.push((label.grade, known));
+    }
+    let tau = |pairs: &Vec<(f64, f64)>| {
+        let mut sum = 0.0;
+        for (i, (grade, known)) in pairs.iter().enumerate() {
+            for (other_grade, other_known) in &pairs[..i] {
+                let product = (grade - other_grade) * (known - other_known);
+                sum += f64::from(i8::from(product > 0.0) - i8::from(product < 0.0));
+            }
+        }
+        2.0 * sum / (pairs.len() * (pairs.len() - 1)) as f64
+    };
+    queries.values().map(tau).fold(f64::INFINITY, f64::min)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn yes_and_no_are_two_grades_however_they_are_spelt() {
     let job = Job::new(40);
@@ -55,4 +90,210 @@ async fn yes_and_no_are_two_grades_however_they_are_spelt() {
         let p = sigmoid(relevance(label.document_id[1..].parse().unwrap()));
         assert!((label.grade - p).abs() < 2e-6, "{label:?}");
     }
+}
+
+const PAIRWISE: &str = "kind = 'pairwise'\nanswers = ['A', 'B']\nsystem = 'Which fits better?'\n\
+                        user = '{{ query }} A: {{ document_a }} B: {{ document_b }}'";
+
+/// Prefers the more relevant document, with noise, and the one that is shown first.
+fn prefers(seen: &Seen) -> Act {
+    let shown = documents(question(seen));
+    let (a, b) = (shown[0], shown[1]);
+    let noise = 0.8 * noise(1000 * a + b);
+    let p = sigmoid(relevance(a) - relevance(b) + 0.5 + noise);
+    reply(&completion(&[("A", p), ("B", 1.0 - p)], (80, 1)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn comparisons_give_the_order_back_and_tell_the_bias_for_the_first_place() {
+    let job = Job::new(60);
+    std::fs::write(job.path("prompt.toml"), PAIRWISE).unwrap();
+    let server = Server::start(prefers);
+    let settings = job.settings(&server, "concurrency = 8\n");
+    run(&settings).await.unwrap();
+    // Four for each document, but for edges that the two cycles share, in both orders.
+    let asked = server.count();
+    assert!(
+        (3 * 20 * 3..=3 * 20 * 4).contains(&asked),
+        "{asked} requests"
+    );
+    let set = sealed(&job, "set");
+    assert_eq!((set.labels.len(), set.manifest.top_grade), (60, 1));
+    assert_eq!(set.manifest.recipe["kind"], "pairwise");
+    let tau = least_tau(&set);
+    assert!(tau > 0.85, "Kendall's tau is {tau}");
+    // The strengths of a query are centred.
+    let logit = |p: f64| (p / (1.0 - p)).ln();
+    let of_first = set.labels.iter().filter(|label| label.query_id == "q0");
+    let sum: f64 = of_first.map(|label| logit(label.grade)).sum();
+    assert!(sum.abs() < 1e-6, "{sum}");
+
+    let reader = Reader::open(&job.ledger()).unwrap();
+    let recipes = reader.recipes().unwrap();
+    let bias = retort_label::position_bias(&reader, &recipes[0]).unwrap();
+    let PositionBias {
+        first,
+        flipped,
+        pairs,
+    } = bias.unwrap();
+    assert_eq!(pairs, asked / 2);
+    assert!((0.53..0.65).contains(&first), "{first}");
+    assert!((0.02..0.4).contains(&flipped), "{flipped}");
+
+    // One more candidate is compared with four others; the rest is known.
+    let candidates = std::fs::read_to_string(job.path("candidates.jsonl")).unwrap();
+    let more = json!({"query_id": "q0", "document_id": "d59", "source": "random"});
+    std::fs::write(
+        job.path("candidates.jsonl"),
+        format!("{candidates}{more}\n"),
+    )
+    .unwrap();
+    run(&settings).await.unwrap();
+    assert!(
+        (1..=8).contains(&(server.count() - asked)),
+        "{}",
+        server.count()
+    );
+    assert_eq!(sealed(&job, "more").labels.len(), 61);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_failed_leaves_its_documents_with_the_others() {
+    let job = Job::new(20);
+    std::fs::write(job.path("prompt.toml"), PAIRWISE).unwrap();
+    let server = Server::start(|seen| {
+        if seen.document == 3 {
+            return Act::Reply(
+                400,
+                String::new(),
+                r#"{"error":{"code":"content_filter"}}"#.into(),
+            );
+        }
+        prefers(seen)
+    });
+    let error = run(&job.settings(&server, "concurrency = 8\n"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Unlabelled { .. }), "{error}");
+    assert_eq!(sealed(&job, "set").labels.len(), 20);
+}
+
+const LISTWISE: &str = "kind = 'listwise'\nsystem = 'Order.'\n\
+                        user = '{{ query }}{% for one in documents %} [{{ loop.index }}] {{ one }}{% endfor %}'";
+
+/// Orders what it is shown by relevance, with noise; now and then leaves some out, names some twice
+/// and one that is not there, or talks.
+fn orders(seen: &Seen) -> Act {
+    let shown = documents(question(seen));
+    let score = |place: usize| {
+        let document = shown[place - 1];
+        relevance(document) + 0.9 * noise(1000 * shown[0] + document)
+    };
+    let mut places: Vec<usize> = (1..=shown.len()).collect();
+    places.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+    let mut named: Vec<String> = places.iter().map(|place| format!("[{place}]")).collect();
+    match shown[0] % 5 {
+        0 => named.truncate(shown.len() * 3 / 4),
+        1 => named.extend(["[1]".to_owned(), "[99]".to_owned()]),
+        _ => {}
+    }
+    let mut written = named.join(" > ");
+    if seen.attempt == 0 && shown[0] % 7 == 3 {
+        written = format!("Here is the order: {written}");
+    }
+    let choice = json!({"finish_reason": "stop", "message": {"content": written}});
+    reply(&json!({"model": "m", "choices": [choice]}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_of_shuffled_documents_give_the_order_back() {
+    let job = Job::new(60);
+    std::fs::write(job.path("prompt.toml"), LISTWISE).unwrap();
+    // One window that holds all, and windows that overlap.
+    for (window, samples, requests, bound) in [(20, 4, 12, 0.85), (8, 3, 36, 0.8)] {
+        let server = Server::start(orders);
+        let more = format!("concurrency = 4\nsamples = {samples}\nlog_probabilities = false\n");
+        let mut settings = job.settings(&server, &more);
+        settings.window = window;
+        settings.ledger = job.path(&format!("{window}.sqlite"));
+        run(&settings).await.unwrap();
+        // Those that talked were asked twice.
+        assert!(
+            (requests..2 * requests).contains(&server.count()),
+            "{}",
+            server.count()
+        );
+        let set = job.path(&format!("set-{window}"));
+        let candidates = job.path("candidates.jsonl");
+        retort_label::seal(&settings.ledger, None, Some(&candidates), &set).unwrap();
+        let set = label_set::read(&set).unwrap();
+        assert_eq!((set.labels.len(), set.manifest.top_grade), (60, 1));
+        let tau = least_tau(&set);
+        assert!(
+            tau > bound,
+            "Kendall's tau is {tau} with windows of {window}"
+        );
+        let grades: HashSet<u64> = set.labels.iter().map(|one| one.grade.to_bits()).collect();
+        assert!(grades.len() > 50, "{} grades", grades.len());
+        // Training keeps strengths apart up to ±4.6.
+        assert!(
+            set.labels
+                .iter()
+                .all(|one| (0.01..0.99).contains(&one.grade))
+        );
+
+        let reader = Reader::open(&settings.ledger).unwrap();
+        let recipes = reader.recipes().unwrap();
+        let bias = retort_label::position_bias(&reader, &recipes[0])
+            .unwrap()
+            .unwrap();
+        assert!(
+            (0.4..0.6).contains(&bias.first) && bias.pairs > 100,
+            "{bias:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_kind_can_not_do_is_refused_before_anything_is_sent() {
+    let job = Job::new(20);
+    let server = Server::start(|_| panic!("nothing is to be sent"));
+    let refused = async |prompt: &str, more: &str, change: fn(&mut LabelSettings)| {
+        std::fs::write(job.path("prompt.toml"), prompt).unwrap();
+        let mut settings = job.settings(&server, more);
+        change(&mut settings);
+        run(&settings).await.unwrap_err().to_string()
+    };
+    for (prompt, more, change, said) in [
+        (
+            PAIRWISE,
+            "",
+            (|s| s.comparisons = 3) as fn(&mut LabelSettings),
+            "even number",
+        ),
+        (PAIRWISE, "", |s| s.comparisons = 0, "even number"),
+        (
+            LISTWISE,
+            "log_probabilities = false",
+            |s| s.window = 1,
+            "at least 2",
+        ),
+        (LISTWISE, "", |_| (), "set it to false"),
+        (PAIRWISE, "samples = 2", |_| (), "all samples are alike"),
+    ] {
+        let error = refused(prompt, more, change).await;
+        assert!(error.contains(said), "{error} lacks {said}");
+    }
+    let one = json!({"query_id": "q0", "document_id": "d1", "source": "random"});
+    std::fs::write(job.path("candidates.jsonl"), format!("{one}\n")).unwrap();
+    let error = refused(PAIRWISE, "", |_| ()).await;
+    assert!(
+        error.contains("has one document for the query q0"),
+        "{error}"
+    );
+    std::fs::write(job.path("made.jsonl"), "").unwrap();
+    let settings = job.settings(&server, "");
+    let error = retort_label::import(&job.path("made.jsonl"), &settings).unwrap_err();
+    assert!(error.to_string().contains("one document each"), "{error}");
+    assert!(!job.ledger().exists());
 }

@@ -4,13 +4,13 @@
 //! The teacher is asked for one token, and its answer is not that token but the probability of
 //! each grade among the alternatives: the expected grade orders pairs far better than the written
 //! digit (Zhuang et al., 2023, arXiv 2310.14122). Where a server gives no log-probabilities, the
-//! written grades of several samples make the distribution.
+//! written grades of several samples make the distribution. Orders are written in any case.
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dialect, Problem, Request, Texts, WRITTEN_TOKENS, most_read, place_of, rounded, shortened,
-    written_grade,
+    Dialect, Problem, Request, Texts, most_read, most_written, place_of, rounded, shortened,
+    written_answer,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -19,7 +19,7 @@ use crate::prompt::Prompt;
 /// Alternatives asked for: the most that OpenAI grants.
 const TOP_LOGPROBS: usize = 20;
 
-/// A chat model that grades pairs.
+/// A chat model.
 pub(crate) struct Chat {
     pub(crate) prompt: Prompt,
     pub(crate) model: String,
@@ -37,13 +37,11 @@ pub(crate) struct Chat {
 impl Dialect for Chat {
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let question = questions[0];
-        let messages = self
-            .prompt
-            .messages(&question.query, &question.documents[0])?;
+        let messages = self.prompt.messages(&question.query, &question.shown())?;
         let most_written = if self.log_probabilities {
             1
         } else {
-            WRITTEN_TOKENS
+            most_written(&self.prompt, question)
         };
         let most_tokens = (most_read(&messages), most_written);
         let mut body = json!({
@@ -64,17 +62,16 @@ impl Dialect for Chat {
         ))
     }
 
-    fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {
-        let answers = &self.prompt.answers;
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {
         let choice = &reply["choices"][0];
         if let Some(problem) = withheld(choice) {
             return Err(problem);
         }
         let answer = if self.log_probabilities {
-            of_probabilities(choice, answers, self.least_mass)?
+            of_probabilities(choice, &self.prompt.answers, self.least_mass)?
         } else {
             let written = choice["message"]["content"].as_str();
-            written_grade(written.unwrap_or_default(), answers)?
+            written_answer(written.unwrap_or_default(), &self.prompt, questions[0])?
         };
         Ok(vec![answer])
     }
@@ -215,10 +212,23 @@ mod tests {
 
     #[test]
     fn a_written_grade_stands_alone() {
-        let answer = written_grade(" 2\n", &grades()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompt.toml");
+        let text =
+            "answers = ['0', '1', '2', '3']\nsystem = ''\nuser = '{{ query }} {{ document }}'";
+        fs_err::write(&path, text).unwrap();
+        let prompt = Prompt::read(&path).unwrap();
+        let texts = Texts {
+            query: "q".into(),
+            documents: vec!["d".into()],
+        };
+        let answer = written_answer(" 2\n", &prompt, &texts).unwrap();
         assert_eq!(answer["probabilities"], json!([0.0, 0.0, 1.0, 0.0]));
         for content in ["7", "2 or 3", "I rate it 2", "", "```2```"] {
-            assert!(written_grade(content, &grades()).is_err(), "{content}");
+            assert!(
+                written_answer(content, &prompt, &texts).is_err(),
+                "{content}"
+            );
         }
     }
 
