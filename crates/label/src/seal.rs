@@ -82,7 +82,7 @@ pub fn seal(
         };
         let labels = Wanted {
             labels,
-            wanted,
+            missing: wanted,
             ledger,
         };
         Ok(label_set::write(
@@ -98,7 +98,7 @@ pub fn seal(
 struct Wanted<'a, I> {
     labels: I,
     /// The pairs that are still to come; `None` takes all that comes.
-    wanted: Option<HashSet<(String, String)>>,
+    missing: Option<HashSet<(String, String)>>,
     ledger: &'a Path,
 }
 
@@ -110,7 +110,7 @@ impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
             let Some(label) = self.labels.next() else {
                 return self.missing().map(Err);
             };
-            match (label, &mut self.wanted) {
+            match (label, &mut self.missing) {
                 (Err(error), _) => return Some(Err(self.problem(error.to_string()))),
                 (Ok(label), None) => return Some(Ok(label)),
                 (Ok(label), Some(wanted)) => {
@@ -127,7 +127,7 @@ impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
 impl<I> Wanted<'_, I> {
     /// What is wrong when all labels came: pairs that were wanted and did not come.
     fn missing(&mut self) -> Option<retort_data::Error> {
-        let wanted = self.wanted.take()?;
+        let wanted = self.missing.take()?;
         let (query, document) = wanted.iter().min()?;
         Some(self.problem(format!(
             "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
