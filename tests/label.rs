@@ -174,6 +174,24 @@ fn a_teacher_that_is_not_there_is_named() {
 }
 
 #[test]
+fn an_answer_that_is_no_single_token_is_a_setting_out_of_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| {
+        let tokens = r#"{"tokens": [9, 4], "count": 2, "max_model_len": 4096}"#;
+        (200, "", tokens.to_owned())
+    });
+    let mut command = label(folder.path(), &teacher, 4);
+    command.args(["--set", "teacher.dialect=generative-scoring"]);
+    command.args(["--set", "prompt=prompts/yes-no.toml"]);
+    let said = fail(&mut command, 78);
+    assert!(
+        said.contains("\"no\"") && said.contains("must be one token"),
+        "{said}"
+    );
+    assert!(!folder.path().join("ledger.sqlite").exists());
+}
+
+#[test]
 fn the_status_of_comparisons_tells_their_position_bias() {
     let folder = tempfile::tempdir().unwrap();
     // It prefers the first, whatever it is shown.

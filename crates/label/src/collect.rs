@@ -27,6 +27,7 @@ use crate::job::{LabelSettings, OnChange, Teacher};
 use crate::ledger::{Attempt, Batch, Entry, Ledger, Outcome, Reader, Record, Spent, now};
 use crate::limits::{Bucket, Pass};
 use crate::money::{Amount, Budget, Held, Usage};
+use crate::prepare::prepare;
 use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
@@ -143,8 +144,9 @@ pub async fn collect(
     mut report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
-    let teacher = Teacher::new(settings)?;
+    let mut teacher = Teacher::new(settings)?;
     let mut questions = Questions::read(settings, &teacher)?;
+    prepare(&mut teacher, settings.teacher.retries).await?;
     let mut ledger = Ledger::open(&settings.ledger)?;
     let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
     let aliases = questions.choose(again, |key| ledger.find(key))?;

@@ -6,6 +6,7 @@
 
 pub(crate) mod anthropic;
 pub(crate) mod chat;
+pub(crate) mod generative;
 pub(crate) mod ranking;
 pub(crate) mod rerank;
 
@@ -113,6 +114,19 @@ pub(crate) trait Dialect: Send + Sync {
 
     /// Reads a reply with status 200: an answer for each of the questions, or none.
     fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem>;
+
+    /// What each server has to tell before it can be asked anything: paths and bodies.
+    fn preliminaries(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Takes a server's replies to these.
+    ///
+    /// # Errors
+    /// A server that can't be asked what is to be asked.
+    fn prepare(&mut self, _url: &str, _replies: &[Value]) -> Result<()> {
+        Ok(())
+    }
 
     /// The model as the server names it.
     fn model(&self, reply: &Value) -> Option<String> {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
+use crate::dialect::generative::Generative;
 use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
@@ -96,7 +97,7 @@ pub struct TeacherSettings {
     /// Of a reranker: what its scores are, where that is not what its dialect asks for.
     #[serde(default)]
     pub scale: Option<Scale>,
-    /// Of a reranker: documents in one request.
+    /// Of a reranker or generative scoring: documents in one request.
     #[serde(default = "sixteen")]
     pub documents_per_request: usize,
 
@@ -132,6 +133,8 @@ pub enum Wire {
     Chat,
     /// Anthropic's messages.
     Anthropic,
+    /// vLLM's probability of one answer against another.
+    GenerativeScoring,
     /// A reranker behind Text Embeddings Inference.
     Tei,
     /// Cohere's reranker.
@@ -152,7 +155,7 @@ impl Wire {
     /// How a reranker is asked, if it is one.
     fn reranker(self) -> Option<&'static rerank::Format> {
         match self {
-            Self::Chat | Self::Anthropic => None,
+            Self::Chat | Self::Anthropic | Self::GenerativeScoring => None,
             Self::Tei => Some(&rerank::TEI),
             Self::Cohere => Some(&rerank::COHERE),
             Self::Jina => Some(&rerank::JINA),
@@ -313,16 +316,25 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
     if let Some(problem) = prompt_problem(teacher, &prompt) {
         return Err(Error::Setting(format!("[teacher] {problem}")));
     }
-    let of_dialect = fields(json!({
+    let mut of_dialect = fields(json!({
         "kind": prompt.kind,
         "prompt": prompt.digest,
         // What comparisons and orders come to is sealed as the probability of the upper of two.
         "grades": if prompt.kind == Kind::Listwise { 2 } else { prompt.answers.len() },
-        "log_probabilities": teacher.log_probabilities,
-        "temperature": teacher.temperature,
     }));
+    if teacher.dialect != Wire::GenerativeScoring {
+        of_dialect.insert("log_probabilities".into(), teacher.log_probabilities.into());
+        of_dialect.insert("temperature".into(), teacher.temperature.into());
+    }
     let temperature = teacher.temperature;
     let dialect: Box<dyn Dialect> = match teacher.dialect {
+        Wire::GenerativeScoring => Box::new(Generative {
+            prompt,
+            model,
+            documents_per_request: teacher.documents_per_request,
+            extra,
+            server: None,
+        }),
         Wire::Anthropic => Box::new(Anthropic {
             prompt,
             model,
@@ -351,11 +363,19 @@ fn fields(object: Value) -> Map<String, Value> {
 
 /// Why a teacher can't be asked with this prompt, if it can't.
 fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Option<String> {
+    let is_scored = teacher.dialect == Wire::GenerativeScoring;
+    if is_scored && prompt.answers.len() != 2 {
+        return Some(format!(
+            "dialect: generative-scoring tells two answers apart, and the prompt has {}: the chat \
+             dialect takes it",
+            prompt.answers.len()
+        ));
+    }
     if prompt.kind == Kind::Listwise && teacher.log_probabilities {
         return Some("log_probabilities: an order is written out; set it to false".to_owned());
     }
     // The samples of an order are asked about documents in different orders.
-    let are_alike = teacher.temperature == 0.0 && prompt.kind != Kind::Listwise;
+    let are_alike = is_scored || teacher.temperature == 0.0 && prompt.kind != Kind::Listwise;
     (teacher.samples > 1 && are_alike)
         .then(|| "samples: without a temperature all samples are alike".to_owned())
 }

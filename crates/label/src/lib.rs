@@ -17,6 +17,7 @@ mod error;
 mod graph;
 mod job;
 mod limits;
+mod prepare;
 mod prompt;
 mod questions;
 mod replica;

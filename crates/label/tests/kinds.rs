@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::{Act, Job, Seen, Server, completion, documents};
 use retort_data::label_set::{self, LabelSet};
-use retort_label::ledger::Reader;
+use retort_label::ledger::{Outcome, Reader};
 use retort_label::{Collected, Error, LabelSettings, PositionBias, Progress, collect};
 use serde_json::{Value, json};
 
@@ -90,6 +90,87 @@ async fn yes_and_no_are_two_grades_however_they_are_spelt() {
         let p = sigmoid(relevance(label.document_id[1..].parse().unwrap()));
         assert!((label.grade - p).abs() < 2e-6, "{label:?}");
     }
+}
+
+/// vLLM with a context of 100 tokens, of which a byte takes a half.
+fn vllm(seen: &Seen) -> Act {
+    if seen.headers.starts_with("POST /v1/tokenize ") {
+        let token = match seen.body["prompt"].as_str() {
+            Some("yes") => 9,
+            _ => 7,
+        };
+        return reply(&json!({"tokens": [token], "count": 1, "max_model_len": 100}));
+    }
+    assert!(seen.headers.starts_with("POST /v1/generative_scoring "));
+    assert_eq!(seen.body["label_token_ids"], json!([9, 7]));
+    let query = seen.body["query"].as_str().unwrap();
+    let items: Vec<String> = serde_json::from_value(seen.body["items"].clone()).unwrap();
+    let read = |item: &String| ((query.len() + item.len()) / 2).min(99);
+    let score = |item: &String| sigmoid(relevance(documents(item)[0]));
+    let mut data: Vec<Value> = (items.iter().enumerate())
+        .map(|(index, item)| json!({"index": index, "object": "score", "score": score(item)}))
+        .collect();
+    data.reverse();
+    if seen.attempt == 0 && seen.number % 3 == 0 {
+        data.pop();
+    }
+    let read: usize = items.iter().map(read).sum();
+    let usage = json!({"prompt_tokens": read, "completion_tokens": items.len()});
+    reply(&json!({"object": "list", "model": "m", "data": data, "usage": usage}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generative_scoring_asks_for_many_documents_and_notices_a_text_that_was_cut() {
+    let job = Job::new(60);
+    let prompt =
+        "answers = ['no', 'yes']\nsystem = 'Grade.'\nuser = '{{ query }}: {{ document }}?'";
+    std::fs::write(job.path("prompt.toml"), prompt).unwrap();
+    let corpus = std::fs::read_to_string(job.path("corpus.jsonl")).unwrap();
+    let long = format!("document 42 of {}", "more ".repeat(50));
+    let corpus = corpus.replace("document 42 of some length", &long);
+    std::fs::write(job.path("corpus.jsonl"), corpus).unwrap();
+    let server = Server::start(vllm);
+    let more = "concurrency = 2\ndialect = 'generative-scoring'\ndocuments_per_request = 8\n";
+    let error = run(&job.settings(&server, more)).await.unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            Error::Unlabelled {
+                failed: 1,
+                asked: 60,
+                outcome: Outcome::Truncated,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let set = job.path("set");
+    retort_label::seal(&job.ledger(), None, None, &set).unwrap();
+    let labels = label_set::read(&set).unwrap().labels;
+    assert_eq!(labels.len(), 59);
+    for label in labels {
+        let p = sigmoid(relevance(label.document_id[1..].parse().unwrap()));
+        assert!((label.grade - p).abs() < 2e-6, "{label:?}");
+    }
+    // Two for the tokens, nine for the documents, one of them again one by one; and second tries.
+    let most = 2 + 2 * (9 + 8);
+    assert!(server.count() <= most, "{} requests", server.count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_several_tokens_is_refused_before_anything_is_asked() {
+    let job = Job::new(20);
+    let server = Server::start(|seen| {
+        assert!(seen.headers.starts_with("POST /v1/tokenize "));
+        reply(&json!({"tokens": [1, 2], "count": 2, "max_model_len": 100}))
+    });
+    let more = "dialect = 'generative-scoring'\n";
+    let error = run(&job.settings(&server, more)).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Setting(problem) if problem.contains("must be one token")),
+        "{error}"
+    );
+    assert!(!job.ledger().exists());
 }
 
 const PAIRWISE: &str = "kind = 'pairwise'\nanswers = ['A', 'B']\nsystem = 'Which fits better?'\n\
@@ -264,6 +345,7 @@ async fn what_a_kind_can_not_do_is_refused_before_anything_is_sent() {
         change(&mut settings);
         run(&settings).await.unwrap_err().to_string()
     };
+    let graded = "answers = ['0', '1', '2']\nsystem = ''\nuser = '{{ query }} {{ document }}'";
     for (prompt, more, change, said) in [
         (
             PAIRWISE,
@@ -280,6 +362,12 @@ async fn what_a_kind_can_not_do_is_refused_before_anything_is_sent() {
         ),
         (LISTWISE, "", |_| (), "set it to false"),
         (PAIRWISE, "samples = 2", |_| (), "all samples are alike"),
+        (
+            graded,
+            "dialect = 'generative-scoring'",
+            |_| (),
+            "two answers",
+        ),
     ] {
         let error = refused(prompt, more, change).await;
         assert!(error.contains(said), "{error} lacks {said}");
