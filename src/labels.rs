@@ -1,9 +1,11 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use retort_data::settings;
 use retort_label::ledger::{Reader, RecipeStatus};
-use retort_label::{LabelSettings, PositionBias, Sealed, position_bias};
+use retort_label::{
+    AuditFile, AuditSettings, LabelSettings, PositionBias, Sealed, position_bias,
+};
 use serde_json::json;
 
 use crate::progress;
@@ -41,6 +43,28 @@ enum Verb {
         /// Only the pairs that this file names, as `retort candidates` writes it
         #[arg(long, value_name = "FILE")]
         candidates: Option<PathBuf>,
+    },
+    /// Say what a label set is worth: agreement with gold gains, calibration, spread
+    Audit {
+        /// The label set's folder
+        #[arg(value_name = "SET")]
+        labels: PathBuf,
+
+        /// The collection that was labelled, with its gold gains
+        #[arg(long, value_name = "DIR")]
+        collection: PathBuf,
+
+        /// The gains of this split alone, not of all there are
+        #[arg(long)]
+        split: Option<String>,
+
+        /// What is asked of the labels, as in configs/audit.toml; below it, the exit code is 80
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+
+        /// Override one setting; may be given again
+        #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+        overrides: Vec<String>,
     },
     /// Put judgements that were made elsewhere on the texts of a job into its ledger
     Import {
@@ -97,6 +121,22 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 &json!({"out": out, "rows": rows, "digest": digest}),
             );
         }
+        Verb::Audit {
+            labels,
+            collection,
+            split,
+            config,
+            overrides,
+        } => {
+            let settings = audit_settings(config.as_deref(), overrides)?;
+            let audit = retort_label::audit(labels, collection, split.as_deref(), &settings)?;
+            progress::summary(
+                as_json,
+                &format!("{}: {audit}", labels.display()),
+                &json!({"set": labels, "audit": audit}),
+            );
+            audit.check(&settings)?;
+        }
         Verb::Import {
             file,
             config,
@@ -115,6 +155,13 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn audit_settings(config: Option<&Path>, overrides: &[String]) -> anyhow::Result<AuditSettings> {
+    match config {
+        None => Ok(AuditSettings::default()),
+        Some(config) => Ok(settings::read::<AuditFile>(config, overrides)?.audit),
+    }
 }
 
 fn describe(recipe: &RecipeStatus) -> String {

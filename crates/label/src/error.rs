@@ -101,6 +101,13 @@ pub enum Error {
         passing: bool,
     },
 
+    /// Labels or a teacher are worth less than the settings ask for.
+    #[error("not good enough: {crossed}")]
+    NotGoodEnough {
+        /// The thresholds that are crossed, and by what.
+        crossed: String,
+    },
+
     /// The job was told to stop.
     #[error(
         "stopped by {signal} after {labelled} new judgements: run the same command again to go on"

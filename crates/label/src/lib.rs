@@ -11,6 +11,7 @@
 //! between a reply and the disk), judgements are on record once: their key is all that determines
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
+mod audit;
 mod collect;
 mod dialect;
 mod error;
@@ -29,6 +30,10 @@ mod strength;
 pub mod ledger;
 pub mod money;
 
+pub use audit::{
+    Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf, Mass,
+    Order, Unlisted, audit,
+};
 pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
