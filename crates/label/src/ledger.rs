@@ -19,6 +19,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::money::Usage;
+use crate::prompt::NONCE_DIGITS;
 use crate::{Error, Result};
 
 /// A ledger, open for one writer.
@@ -49,6 +50,11 @@ impl Key {
             hasher.update(text.as_bytes());
         }
         Self(hasher.finalize().into())
+    }
+
+    /// The key's first digits, for a prompt to mark the bounds of the texts with.
+    pub(crate) fn nonce(&self) -> String {
+        retort_files::hex(&self.0[..NONCE_DIGITS / 2])
     }
 
     /// A number from 0 to 1 that differs from key to key and from turn to turn.

@@ -16,6 +16,7 @@ mod collect;
 mod dialect;
 mod error;
 mod graph;
+mod gullible;
 mod job;
 mod limits;
 mod prepare;
@@ -26,17 +27,19 @@ mod retry;
 mod seal;
 mod secret;
 mod strength;
+mod treatment;
 
 pub mod ledger;
 pub mod money;
 
 pub use audit::{
-    Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf, Mass,
-    Order, Unlisted, audit,
+    Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
+    Mass, Order, Unlisted, audit,
 };
 pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
+pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
 pub use seal::{PositionBias, Sealed, import, position_bias, seal};
 pub use secret::KeySettings;

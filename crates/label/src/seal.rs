@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
-use crate::job::{LabelSettings, Teacher};
+use crate::job::{LabelSettings, PROBE, Teacher};
 use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
 use crate::prompt::Kind;
 use crate::{Error, Result};
@@ -47,7 +47,7 @@ pub fn seal(
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
-    let scale = Scale::deserialize(&recipe.spec["scale"]).unwrap_or(Scale::Probability);
+    let scale = scale(&recipe.spec);
     let kind = Kind::of(&recipe.spec);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
@@ -234,7 +234,43 @@ fn unreadable(ledger: &Path, problem: impl std::fmt::Display) -> Error {
     }
 }
 
-fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Result<RecipeStatus> {
+/// Every label that a ledger's judgements by a recipe make, by query and document; none where there
+/// is no such ledger or recipe.
+pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, String), Label>> {
+    let mut found = HashMap::new();
+    if !ledger.exists() {
+        return Ok(found);
+    }
+    let reader = Reader::open(ledger)?;
+    let recipes = reader.recipes()?;
+    if let Some(recipe) = recipes.iter().find(|one| one.spec == *recipe) {
+        reader.judgements(recipe.id, |entries| {
+            let labels = Graded {
+                entries: entries.peekable(),
+                scale: scale(&recipe.spec),
+                ledger,
+            };
+            for label in labels {
+                let label = label?;
+                found.insert((label.query_id.clone(), label.document_id.clone()), label);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// What the scores of a recipe are, if it is a reranker's.
+fn scale(recipe: &Value) -> Scale {
+    Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
+}
+
+fn chosen(
+    mut recipes: Vec<RecipeStatus>,
+    wanted: Option<i64>,
+    ledger: &Path,
+) -> Result<RecipeStatus> {
+    recipes.retain(|one| one.spec[PROBE].is_null());
     let ids: Vec<String> = recipes.iter().map(|one| one.id.to_string()).collect();
     let several = recipes.len() > 1;
     let found = recipes
@@ -244,11 +280,14 @@ fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Res
         Some(recipe) if wanted.is_some() || !several => Ok(recipe),
         _ => Err(Error::File {
             path: ledger.to_owned(),
-            problem: format!(
-                "holds the recipes {}: name one of them with --recipe (`labels status` shows what \
-                 they are)",
-                ids.join(", ")
-            ),
+            problem: match &*ids {
+                [] => "holds no labels yet: `retort label` collects them".to_owned(),
+                ids => format!(
+                    "holds the recipes {}: name one of them with --recipe (`labels status` shows \
+                     what they are)",
+                    ids.join(", ")
+                ),
+            },
         }),
     }
 }
@@ -283,11 +322,7 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
         return Err(Error::Setting(problem.to_owned()));
     }
     let collection = Collection::read(&settings.collection)?;
-    let top_grade = teacher.recipe["grades"]
-        .as_u64()
-        .and_then(|grades| usize::try_from(grades).ok())
-        .unwrap_or_default()
-        .saturating_sub(1);
+    let top_grade = teacher.top_grade();
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
     let mut entries = Vec::new();
     for (line, row) in jsonl::read_numbered::<Imported>(file, expected)? {
