@@ -397,7 +397,7 @@ mod tests {
             ),
             (
                 pairwise.replace("document_b", "document"),
-                "`query`, `document_a`, `document_b`",
+                "`query`, `nonce`, `document_a`, `document_b`",
             ),
             (listwise.replace("loop.index", "\"-\""), "the numbers [1]"),
             (
