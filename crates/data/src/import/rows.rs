@@ -1,0 +1,137 @@
+//! Rows with named fields out of files of several formats.
+
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use fs_err as fs;
+use serde_json::{Map, Value};
+
+use super::{csv, parquet, sgml};
+use crate::lines::{Lines, Rows};
+use crate::{Error, Result, jsonl};
+
+/// One row: values by the names of their columns.
+pub(super) type Fields = Map<String, Value>;
+
+/// How a file's rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// Comma-separated, with column names on top; fields may be quoted (RFC 4180).
+    Csv {
+        /// What separates the fields, mostly a comma.
+        delimiter: char,
+    },
+    /// Tab-separated, with column names on top; quotes stand for themselves.
+    Tsv,
+    /// Parquet.
+    Parquet,
+    /// What TREC and MS MARCO use: documents or topics in SGML, JSONL, or tab-separated lines of
+    /// id and text (id, title, text; id, url, title, text) without column names. Parquet, too.
+    ByContent,
+}
+
+/// A file, opened.
+pub(super) enum Opened {
+    /// Parquet, which its first bytes tell.
+    Rows(Rows<Fields>),
+    /// Anything else.
+    Lines(Lines),
+}
+
+pub(super) fn open(path: &Path) -> Result<Opened> {
+    let mut file = fs::File::open(path)?;
+    let mut magic = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut magic)?;
+    if magic == b"PAR1" {
+        return Ok(Opened::Rows(parquet::rows(path, file.into_file())?));
+    }
+    let lines = Lines::new(path, Cursor::new(magic).chain(file))?;
+    Ok(Opened::Lines(lines))
+}
+
+/// The rows of a file.
+pub(super) fn read(format: Format, path: &Path) -> Result<Rows<Fields>> {
+    match open(path)? {
+        Opened::Rows(rows) => Ok(rows),
+        Opened::Lines(_) if format == Format::Parquet => Err(Error::File {
+            path: path.to_owned(),
+            problem: "is no Parquet file: import it as what it is".to_owned(),
+        }),
+        Opened::Lines(lines) => Ok(rows(format, lines)),
+    }
+}
+
+/// The rows of a text file.
+pub(super) fn rows(format: Format, mut lines: Lines) -> Rows<Fields> {
+    match format {
+        Format::Jsonl => jsonl::rows(lines, "one JSON object a line"),
+        Format::Csv { delimiter } => csv::rows(lines, delimiter),
+        Format::Tsv => tsv(lines),
+        Format::Parquet | Format::ByContent => {
+            match lines.peek().map(|line| line.trim_start().as_bytes()[0]) {
+                Some(b'{') => rows(Format::Jsonl, lines),
+                Some(b'<') => sgml::rows(lines),
+                _ => nameless(lines),
+            }
+        }
+    }
+}
+
+fn tsv(lines: Lines) -> Rows<Fields> {
+    let mut header: Option<Vec<String>> = None;
+    lines.rows(move |line| {
+        let values = line.split('\t').map(str::to_owned).collect();
+        match &header {
+            None => header = Some(named_once(values)?),
+            Some(header) => return named(header, values).map(Some),
+        }
+        Ok(None)
+    })
+}
+
+/// Rows without column names, which their number tells.
+fn nameless(lines: Lines) -> Rows<Fields> {
+    lines.rows(|line| {
+        let values: Vec<String> = line.split('\t').map(str::to_owned).collect();
+        let names: &[&str] = match values.len() {
+            2 => &["id", "text"],
+            3 => &["id", "title", "text"],
+            4 => &["id", "url", "title", "text"],
+            count => {
+                return Err(format!(
+                    "{count} columns, expected id and text (id, title, text; id, url, title, \
+                     text), separated by tabs"
+                ));
+            }
+        };
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        named(&names, values).map(Some)
+    })
+}
+
+/// Column names, of which none is there twice.
+pub(super) fn named_once(names: Vec<String>) -> Result<Vec<String>, String> {
+    let twice = (1..names.len()).find(|at| names[..*at].contains(&names[*at]));
+    match twice {
+        Some(at) => Err(format!(
+            "the column {:?} is there twice: rename one",
+            names[at]
+        )),
+        None => Ok(names),
+    }
+}
+
+/// Values under the names of their columns.
+pub(super) fn named(header: &[String], values: Vec<String>) -> Result<Fields, String> {
+    if values.len() != header.len() {
+        return Err(format!(
+            "{} fields, the header has {}: add what is missing, or quote what is split",
+            values.len(),
+            header.len()
+        ));
+    }
+    let values = values.into_iter().map(Value::String);
+    Ok(header.iter().cloned().zip(values).collect())
+}
