@@ -5,21 +5,17 @@
 //! queries.jsonl     {"_id": "q001", "text": "…"}
 //! qrels/SPLIT.tsv   query-id ⇥ corpus-id ⇥ score      (with that header)
 //! ```
-//!
-//! Each may be packed with gzip or zstd; corpus and queries may then have `.gz` or `.zst` after
-//! their names.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::lines::Lines;
-use crate::{Error, Result, jsonl, trec};
+use crate::{Error, Result, jsonl};
 
 /// One document; further fields of its line (such as `metadata`) are left alone.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Document {
     /// Unique in the corpus.
     #[serde(rename = "_id")]
@@ -43,7 +39,7 @@ impl Document {
 }
 
 /// One query.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Query {
     /// Unique among the queries.
     #[serde(rename = "_id")]
@@ -54,17 +50,6 @@ pub struct Query {
 
 /// Gold gains by query, then document; a pair that is not listed has gain 0.
 pub type Qrels = BTreeMap<String, BTreeMap<String, u8>>;
-
-/// The highest grade: 2 to its power must stay well inside what an f64 counts exactly.
-pub const TOP_GRADE: u8 = 30;
-
-/// Where a collection's folder has one of its files, which may be packed: `NAME`, `NAME.gz` or
-/// `NAME.zst`.
-pub fn file(folder: &Path, name: &str) -> PathBuf {
-    let packed = ["", ".gz", ".zst"].map(|ending| folder.join(format!("{name}{ending}")));
-    let found = packed.iter().find(|path| path.exists());
-    found.unwrap_or(&packed[0]).clone()
-}
 
 /// A corpus with its queries, by id.
 #[derive(Debug)]
@@ -80,9 +65,9 @@ impl Collection {
     /// # Errors
     /// A missing file, a malformed line (file and line), an id given twice.
     pub fn read(folder: &Path) -> Result<Self> {
-        let corpus = file(folder, "corpus.jsonl");
+        let corpus = folder.join("corpus.jsonl");
         let documents: Vec<Document> = jsonl::read(&corpus, r#"{"_id", "title", "text"}"#)?;
-        let queries_path = file(folder, "queries.jsonl");
+        let queries_path = folder.join("queries.jsonl");
         let queries: Vec<Query> = jsonl::read(&queries_path, r#"{"_id", "text"}"#)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -105,16 +90,6 @@ impl Collection {
     /// Every document, ordered by id.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = &Document> {
         self.documents.values()
-    }
-
-    /// Every query, ordered by id.
-    pub fn queries(&self) -> impl ExactSizeIterator<Item = &Query> {
-        self.queries.values()
-    }
-
-    /// Whether the corpus has a document of that id.
-    pub fn has_document(&self, id: &str) -> bool {
-        self.documents.contains_key(id)
     }
 
     /// The document of that id.
@@ -180,12 +155,12 @@ impl Collection {
         splits
     }
 
-    fn unknown(&self, what: &str, id: &str, name: &str, source: &Path) -> Error {
+    fn unknown(&self, what: &str, id: &str, file: &str, source: &Path) -> Error {
         Error::File {
             path: source.to_owned(),
             problem: format!(
                 "names the {what} {id:?}, which {} does not have",
-                file(&self.folder, name).display()
+                self.folder.join(file).display()
             ),
         }
     }
@@ -213,27 +188,44 @@ fn by_id<T>(path: &Path, rows: Vec<T>, id: impl Fn(&T) -> &String) -> Result<BTr
 }
 
 fn read_qrels(path: &Path) -> Result<Qrels> {
+    let text = fs::read_to_string(path)?;
     let mut qrels = Qrels::new();
-    for row in trec::judgements(Lines::open(path)?) {
-        let (line, row) = row?;
-        let bad = |problem: String| Error::row(path, line, problem);
-        let grade = (u8::try_from(row.grade).ok())
-            .filter(|grade| *grade <= TOP_GRADE)
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        let row = |problem: String| Error::Row {
+            path: path.into(),
+            line: index + 1,
+            problem,
+        };
+        let is_header = index == 0 && line.starts_with("query-id");
+        if is_header || line.trim().is_empty() {
+            continue;
+        }
+        let fields: Vec<&str> = line.split('\t').collect();
+        let [query, document, gain] = fields[..] else {
+            return Err(row(format!(
+                "{} tab-separated fields, expected 3: query-id, corpus-id, score",
+                fields.len()
+            )));
+        };
+        // 2^gain must stay well inside what an f64 counts exactly.
+        let gain = gain
+            .trim()
+            .parse()
+            .ok()
+            .filter(|gain| *gain <= 30)
             .ok_or_else(|| {
-                bad(format!(
-                    "the grade {} is outside 0 to {TOP_GRADE}",
-                    row.grade
+                row(format!(
+                    "the score {gain:?} is not a whole number from 0 to 30"
                 ))
             })?;
-        let (query, document) = (row.query, row.document);
-        let gains = qrels.entry(query.clone()).or_default();
-        match gains.insert(document.clone(), grade) {
-            Some(before) if before != grade => {
-                return Err(bad(format!(
-                    "the pair {query} {document} was given another grade before: keep one of them"
-                )));
-            }
-            _ => {}
+        let previous = qrels
+            .entry(query.into())
+            .or_default()
+            .insert(document.into(), gain);
+        if previous.is_some_and(|previous| previous != gain) {
+            return Err(row(format!(
+                "the pair {query} {document} was given another score before"
+            )));
         }
     }
     Ok(qrels)
@@ -261,20 +253,6 @@ mod tests {
         let collection = Collection::read(folder.path()).unwrap();
         assert_eq!(collection.qrels("test").unwrap()["q"]["d 1"], 3);
         assert_eq!(collection.documents().next().unwrap().full_text(), "A. b");
-    }
-
-    #[test]
-    fn packed_files_are_found_and_read() {
-        let folder = folder(CORPUS, QUERIES, "");
-        let path = folder.path();
-        for (name, ending) in [("corpus.jsonl", ".zst"), ("queries.jsonl", ".gz")] {
-            let packed = zstd::encode_all(&*fs::read(path.join(name)).unwrap(), 3).unwrap();
-            fs::write(path.join(format!("{name}{ending}")), packed).unwrap();
-            fs::remove_file(path.join(name)).unwrap();
-        }
-        let collection = Collection::read(path).unwrap();
-        assert_eq!(collection.documents().next().unwrap().id, "d 1");
-        assert_eq!(collection.queries().next().unwrap().id, "q");
     }
 
     #[test]
