@@ -233,7 +233,6 @@ mod tests {
         let texts = Texts {
             query: "q".into(),
             documents: vec!["d".into()],
-            nonce: "0".into(),
         };
         rerank(format).read(reply, &[&texts; 3])
     }
