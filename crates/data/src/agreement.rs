@@ -35,7 +35,7 @@ pub struct Scored {
 }
 
 /// The probability that a positive scores above a negative, ties counting half: the area under the
-/// ROC curve (Hanley and `McNeil`, 1982). `items` are in the order of their scores, `weight` says how
+/// ROC curve (Hanley and McNeil, 1982). `items` are in the order of their scores, `weight` says how
 /// often a query counts.
 ///
 /// `None` without both positives and negatives.
@@ -122,11 +122,11 @@ pub const BINS: usize = 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bin {
     /// How many pairs.
-    pub pairs: f64,
+    pub pairs: usize,
+    /// How many of them are relevant.
+    pub relevant: usize,
     /// The sum of their probabilities of being relevant.
     pub said: f64,
-    /// How many of them are relevant.
-    pub relevant: f64,
 }
 
 impl Bin {
@@ -135,8 +135,8 @@ impl Bin {
     pub fn plus(self, other: Self) -> Self {
         Self {
             pairs: self.pairs + other.pairs,
-            said: self.said + other.said,
             relevant: self.relevant + other.relevant,
+            said: self.said + other.said,
         }
     }
 }
@@ -154,9 +154,9 @@ pub fn reliability(said: impl IntoIterator<Item = (f64, bool)>) -> [Bin; BINS] {
         let place = (probability * BINS as f64) as usize;
         let bin = &mut bins[place.min(BINS - 1)];
         *bin = bin.plus(Bin {
-            pairs: 1.0,
+            pairs: 1,
+            relevant: usize::from(is_relevant),
             said: probability,
-            relevant: f64::from(is_relevant),
         });
     }
     bins
@@ -165,9 +165,10 @@ pub fn reliability(said: impl IntoIterator<Item = (f64, bool)>) -> [Bin; BINS] {
 /// The expected calibration error (Naeini et al., 2015): how far a bin's mean probability is from
 /// its share of relevant pairs, in the mean over pairs. `None` without pairs.
 pub fn calibration_error(bins: &[Bin]) -> Option<f64> {
-    let pairs: f64 = bins.iter().map(|bin| bin.pairs).sum();
-    let off: f64 = bins.iter().map(|bin| (bin.said - bin.relevant).abs()).sum();
-    (pairs > 0.0).then(|| off / pairs)
+    let pairs: usize = bins.iter().map(|bin| bin.pairs).sum();
+    let off = |bin: &Bin| (bin.said - bin.relevant as f64).abs();
+    let off: f64 = bins.iter().map(off).sum();
+    (pairs > 0).then(|| off / pairs as f64)
 }
 
 /// The value below which a share of the values lies, from 0 to 1, between two values on the line
@@ -242,7 +243,7 @@ mod tests {
     fn the_bounds_of_bins_are_where_they_are_said_to_be() {
         let bins = reliability([(0.0, false), (0.1, true), (1.0, true), (0.95, false)]);
         let counts = bins.map(|bin| bin.pairs);
-        assert_eq!(counts, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0]);
+        assert_eq!(counts, [1, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
         let error = calibration_error(&bins).unwrap();
         assert!((error - (0.9 + 0.95) / 4.0).abs() < 1e-12, "{error}");
     }

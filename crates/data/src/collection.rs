@@ -76,6 +76,17 @@ impl Collection {
         })
     }
 
+    /// The same queries with other documents; of two with one id the later counts.
+    #[must_use]
+    pub fn with_documents(&self, documents: impl IntoIterator<Item = Document>) -> Self {
+        let by_id = |document: Document| (document.id.clone(), document);
+        Self {
+            folder: self.folder.clone(),
+            documents: documents.into_iter().map(by_id).collect(),
+            queries: self.queries.clone(),
+        }
+    }
+
     /// Every document, ordered by id.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = &Document> {
         self.documents.values()

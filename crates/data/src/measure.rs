@@ -36,13 +36,13 @@ pub fn ndcg(ranked: &[&str], gains: &BTreeMap<String, u8>, k: usize) -> Option<f
 }
 
 /// [`ndcg`] of scored documents, each with its gain, against the best order of these very
-/// documents. Tied documents count as the mean over all their orders (`McSherry` and Najork, 2008), so
+/// documents. Tied documents count as the mean over all their orders (McSherry and Najork, 2008), so
 /// that the value hangs on the scores alone.
 ///
 /// `None` when no document has a gain.
 pub fn ndcg_of_scores(scored: &[(f64, u8)], k: usize) -> Option<f64> {
     let mut scored = scored.to_vec();
-    scored.sort_by(|a, b| b.1.cmp(&a.1));
+    scored.sort_by_key(|one| std::cmp::Reverse(one.1));
     let best = dcg(scored.iter().map(|(_, gain)| *gain).take(k));
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut found, mut above) = (0.0, 0);

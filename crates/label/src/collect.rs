@@ -31,7 +31,6 @@ use crate::prepare::prepare;
 use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
-use crate::shard::Whole;
 use crate::{Error, Result};
 use writer::Writer;
 
@@ -101,16 +100,25 @@ pub struct Plan {
 /// Bad input.
 pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
     let teacher = Teacher::new(settings)?;
-    let mut questions = Questions::read(settings, &teacher)?;
+    let questions = Questions::read(settings, &teacher)?;
+    plan_of(settings, &teacher, questions, again)
+}
+
+/// Says what asking these questions would do.
+pub(crate) fn plan_of(
+    settings: &LabelSettings,
+    teacher: &Teacher,
+    mut questions: Questions,
+    again: bool,
+) -> Result<Plan> {
     let ledger = if settings.ledger.exists() {
         Some(Reader::open(&settings.ledger)?)
     } else {
         None
     };
-    let whole = Whole::of(settings)?;
     questions.choose(again, |key| match &ledger {
-        Some(ledger) => whole.or_known(key, ledger.find(key)?),
-        None => whole.or_known(key, None),
+        Some(ledger) => ledger.find(key),
+        None => Ok(None),
     })?;
     let mut plan = Plan {
         questions: questions.all,
@@ -139,20 +147,31 @@ pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
 /// # Errors
 /// Bad input, before anything is sent; a teacher that can't do the job or went away; the budget;
 /// questions that got no answer. What was answered is in the ledger whatever happens.
-#[expect(clippy::too_many_lines, reason = "a job from its beginning to its end")]
 pub async fn collect(
     settings: &LabelSettings,
+    again: bool,
+    report: impl FnMut(Progress),
+    stop: impl Future<Output = &'static str>,
+) -> Result<Collected> {
+    let teacher = Teacher::new(settings)?;
+    let questions = Questions::read(settings, &teacher)?;
+    ask(settings, teacher, questions, again, report, stop).await
+}
+
+/// [`collect`], of these questions.
+#[expect(clippy::too_many_lines, reason = "a job from its beginning to its end")]
+pub(crate) async fn ask(
+    settings: &LabelSettings,
+    mut teacher: Teacher,
+    mut questions: Questions,
     again: bool,
     mut report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
-    let mut teacher = Teacher::new(settings)?;
-    let mut questions = Questions::read(settings, &teacher)?;
     prepare(&mut teacher, settings.teacher.retries).await?;
     let mut ledger = Ledger::open(&settings.ledger)?;
     let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-    let whole = Whole::of(settings)?;
-    let aliases = questions.choose(again, |key| whole.or_known(key, ledger.find(key)?))?;
+    let aliases = questions.choose(again, |key| ledger.find(key))?;
     ledger.add_aliases(&aliases)?;
     let total = questions.asked.len();
     let mut collected = Collected {

@@ -25,11 +25,14 @@ const WRITTEN_TOKENS: u64 = 8;
 /// Tokens for a document's place in a written order, `[12] > `.
 const WRITTEN_TOKENS_A_PLACE: u64 = 8;
 
-/// A question: one query and the documents it is asked about, in the order they are shown.
+/// A question: one query and the documents it is asked about, in the order they are shown, as a
+/// teacher may read them ([`crate::treatment`]).
 #[derive(Clone, Debug)]
 pub(crate) struct Texts {
     pub(crate) query: String,
     pub(crate) documents: Vec<String>,
+    /// What a prompt can mark their bounds with.
+    pub(crate) nonce: String,
 }
 
 impl Texts {
@@ -104,6 +107,11 @@ pub(crate) trait Dialect: Send + Sync {
     /// Questions about one query that a request may hold.
     fn questions_per_request(&self) -> usize {
         1
+    }
+
+    /// The best answer there is, where answers are words.
+    fn top_answer(&self) -> Option<&str> {
+        None
     }
 
     /// The request that asks these questions.

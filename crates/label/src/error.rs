@@ -42,26 +42,6 @@ pub enum Error {
         by: String,
     },
 
-    /// Two ledgers have two answers to one question.
-    #[error(
-        "{}: its answer on {query} {documents} is not the one of {}, and {others} others differ too: \
-         the questions were asked twice; nothing of it was merged: leave one of the two ledgers out",
-        path.display(),
-        into.display()
-    )]
-    Conflict {
-        /// The ledger that was to be merged.
-        path: PathBuf,
-        /// The ledger it was to be merged into.
-        into: PathBuf,
-        /// The query.
-        query: String,
-        /// The documents, as a JSON array.
-        documents: String,
-        /// Further questions with two answers.
-        others: u64,
-    },
-
     /// A setting is missing, unknown or out of range.
     #[error("{0}")]
     Setting(String),

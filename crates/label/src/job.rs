@@ -17,8 +17,7 @@ use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
-use crate::shard::Part;
-use crate::{Error, Result};
+use crate::{Error, Result, treatment};
 
 /// A labelling job (`configs/label.toml`).
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -42,9 +41,6 @@ pub struct LabelSettings {
     /// Send nothing to a host that is not this machine or on a private network.
     #[serde(default)]
     pub local_only: bool,
-    /// The part of the job that this process does.
-    #[serde(skip)]
-    pub part: Option<Part>,
     /// How long requests in flight may take to end once the job is told to stop.
     #[serde(default = "half_a_minute")]
     pub drain_seconds: u64,
@@ -222,6 +218,9 @@ fn max_tokens() -> String {
     "max_tokens".to_owned()
 }
 
+/// The field of a recipe whose judgements are no labels.
+pub(crate) const PROBE: &str = "probe";
+
 /// A teacher, ready to be asked.
 pub(crate) struct Teacher {
     pub(crate) dialect: Box<dyn Dialect>,
@@ -280,20 +279,40 @@ impl Teacher {
             "model": teacher.model,
             "revision": teacher.revision,
             "extra": teacher.extra,
+            "text_treatment": treatment::VERSION,
         });
         for (name, value) in of_dialect {
             recipe[name] = value;
         }
-        let recipe_digest = Sha256::digest(recipe.to_string()).into();
         Ok(Self {
             dialect,
             replicas,
             key,
             kind: Kind::of(&recipe),
+            recipe_digest: digest(&recipe),
             recipe,
-            recipe_digest,
         })
     }
+
+    /// The highest grade that it gives.
+    pub(crate) fn top_grade(&self) -> usize {
+        let grades = self.recipe["grades"].as_u64().unwrap_or_default();
+        usize::try_from(grades)
+            .unwrap_or_default()
+            .saturating_sub(1)
+    }
+
+    /// The same teacher, asked about texts that are no pairs of a collection: what it says is kept
+    /// apart from what becomes labels.
+    pub(crate) fn for_probe(mut self, version: u32) -> Self {
+        self.recipe[PROBE] = version.into();
+        self.recipe_digest = digest(&self.recipe);
+        self
+    }
+}
+
+fn digest(recipe: &Value) -> [u8; 32] {
+    Sha256::digest(recipe.to_string()).into()
 }
 
 /// The wire format, and what of its settings determines a judgement.

@@ -3,7 +3,9 @@
 //! ```toml
 //! answers = ["0", "1", "2", "3"]     # what the teacher may answer, worst first
 //! system = """…the rubric…"""
-//! user = """Document: {{ document }}
+//! user = """<document-{{ nonce }}>
+//! {{ document }}
+//! </document-{{ nonce }}>
 //! Query: {{ query }}"""
 //!
 //! [[examples]]                       # optional: answered turns shown before the question
@@ -19,6 +21,11 @@
 //! Rubric and examples come first and are the same for every pair, so that servers that keep a
 //! prompt's prefix read them once. Whether query or document comes last is the prompt's to say: a
 //! 1.5 B teacher orders pairs far better when it reads the query last.
+//!
+//! A document may try to end its block and speak for the prompt. `nonce` stands in its way: 16
+//! hexadecimal digits that the question's key begins with, so that the same question is always
+//! asked in the same words, and no document can know them: it would have to hold its own digest.
+//! An example has a nonce of its own, which never changes.
 
 use std::path::Path;
 
@@ -29,6 +36,9 @@ use serde_json::Value;
 
 use crate::dialect::ranking;
 use crate::{Error, Result};
+
+/// Digits of a nonce: 64 bits, which nobody guesses.
+pub(crate) const NONCE_DIGITS: usize = 16;
 
 /// What a prompt asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -49,7 +59,7 @@ impl Kind {
         Self::deserialize(&recipe["kind"]).unwrap_or_default()
     }
 
-    /// The template variables besides `query`.
+    /// The template variables besides `query` and `nonce`.
     fn variables(self) -> &'static [&'static str] {
         match self {
             Self::Graded => &["document"],
@@ -216,7 +226,7 @@ impl Prompt {
             Kind::Graded => &["a document"],
             Kind::Pairwise | Kind::Listwise => &["one document", "another document"],
         };
-        let tried = self.messages("a query", documents)?;
+        let tried = self.messages("a query", documents, "0123456789abcdef")?;
         let question = tried
             .last()
             .map(|message| &*message.content)
@@ -234,17 +244,25 @@ impl Prompt {
         Ok(unseen.map(|(_, name)| *name))
     }
 
-    /// The chat that asks a question: rubric, examples, the question.
+    /// The chat that asks a question: rubric, examples, the question. `nonce` marks what is not ours
+    /// to say.
     ///
     /// # Errors
     /// A template that names an unknown variable.
-    pub(crate) fn messages(&self, query: &str, documents: &[&str]) -> Result<Vec<Message>> {
+    pub(crate) fn messages(
+        &self,
+        query: &str,
+        documents: &[&str],
+        nonce: &str,
+    ) -> Result<Vec<Message>> {
         let mut messages = vec![Message {
             role: "system",
-            content: self.render("system", query, documents)?,
+            content: self.render("system", query, documents, nonce)?,
         }];
-        for example in &self.examples {
-            let content = self.render("user", &example.query, &example.shown())?;
+        for (place, example) in self.examples.iter().enumerate() {
+            let of_example = retort_files::sha256(format!("{place} {}", self.digest).as_bytes());
+            let nonce = &of_example[..NONCE_DIGITS];
+            let content = self.render("user", &example.query, &example.shown(), nonce)?;
             messages.push(Message {
                 role: "user",
                 content,
@@ -256,16 +274,26 @@ impl Prompt {
         }
         messages.push(Message {
             role: "user",
-            content: self.render("user", query, documents)?,
+            content: self.render("user", query, documents, nonce)?,
         });
         Ok(messages)
     }
 
-    fn render(&self, template: &str, query: &str, documents: &[&str]) -> Result<String> {
+    fn render(
+        &self,
+        template: &str,
+        query: &str,
+        documents: &[&str],
+        nonce: &str,
+    ) -> Result<String> {
         let context = match (self.kind, documents) {
-            (Kind::Graded, [document]) => context! { query, document => *document },
-            (Kind::Pairwise, [a, b]) => context! { query, document_a => *a, document_b => *b },
-            _ => context! { query, documents => documents.iter().copied().collect::<List>() },
+            (Kind::Graded, [document]) => context! { query, nonce, document => *document },
+            (Kind::Pairwise, [a, b]) => {
+                context! { query, nonce, document_a => *a, document_b => *b }
+            }
+            _ => {
+                context! { query, nonce, documents => documents.iter().copied().collect::<List>() }
+            }
         };
         self.templates
             .get_template(template)
@@ -274,7 +302,7 @@ impl Prompt {
                 let variables = self.kind.variables().join("`, `");
                 Error::Setting(format!(
                     "the prompt's `{template}` template: {error}; \
-                     the variables are `query`, `{variables}`"
+                     the variables are `query`, `nonce`, `{variables}`"
                 ))
             })
     }
@@ -303,7 +331,7 @@ mod tests {
                     [[examples]]\nquery = 'x'\ndocument = 'y'\nanswer = '1'";
         let messages = read(text)
             .unwrap()
-            .messages("a < b", &["\"c\" & d"])
+            .messages("a < b", &["\"c\" & d"], "0")
             .unwrap();
         let said: Vec<_> = messages
             .iter()
@@ -319,17 +347,36 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_prompt_keeps_a_document_in_its_block_and_its_prefix_the_same() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../prompts");
+        let graded = Prompt::read(&folder.join("graded.toml")).unwrap();
+        let one = graded.messages("a query", &["a text"], "00aa").unwrap();
+        let other = graded.messages("another", &["other text"], "11bb").unwrap();
+        let (question, prefix) = one.split_last().unwrap();
+        assert_eq!(prefix, &other[..other.len() - 1], "servers read it once");
+        let place = |text: &str| question.content.find(text).unwrap();
+        assert!(place("<document-00aa>") < place("a text"));
+        assert!(place("a text") < place("</document-00aa>"));
+        assert!(place("</document-00aa>") < place("<query-00aa>"));
+        assert!(place("<query-00aa>") < place("a query"));
+        assert!(place("a query") < place("</query-00aa>"));
+    }
+
+    #[test]
     fn each_kind_has_its_own_variables_and_answers() {
         let pairwise = "kind = 'pairwise'\nanswers = ['A', 'B']\nsystem = 'Compare.'\n\
                         user = '{{ query }} A: {{ document_a }} B: {{ document_b }}'";
-        let messages = read(pairwise).unwrap().messages("q", &["x", "y"]).unwrap();
+        let messages = read(pairwise)
+            .unwrap()
+            .messages("q", &["x", "y"], "0")
+            .unwrap();
         assert_eq!(messages[1].content, "q A: x B: y");
         let listwise = "kind = 'listwise'\nsystem = 'Order {{ documents | length }}.'\n\
                         user = '{{ query }}{% for one in documents %} [{{ loop.index }}] {{ one }}{% endfor %}'\n\
                         [[examples]]\nquery = 'e'\ndocuments = ['v', 'w']\nanswer = '[2] > [1]'";
         let messages = read(listwise)
             .unwrap()
-            .messages("q", &["x", "y", "z"])
+            .messages("q", &["x", "y", "z"], "0")
             .unwrap();
         let said: Vec<&str> = messages.iter().map(|one| &*one.content).collect();
         assert_eq!(
@@ -350,7 +397,7 @@ mod tests {
             ),
             (
                 pairwise.replace("document_b", "document"),
-                "`query`, `document_a`, `document_b`",
+                "`query`, `nonce`, `document_a`, `document_b`",
             ),
             (listwise.replace("loop.index", "\"-\""), "the numbers [1]"),
             (
@@ -388,7 +435,7 @@ mod tests {
                 .err()
                 .unwrap()
                 .to_string()
-                .contains("`query`, `document`")
+                .contains("`query`, `nonce`, `document`")
         );
         let forgotten = read("answers = ['0', '1']\nsystem = ''\nuser = '{{ query }}'");
         assert!(

@@ -13,7 +13,7 @@ use crate::graph;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Found, Key, Outcome};
 use crate::prompt::Kind;
-use crate::shard::Part;
+use crate::treatment::treated;
 use crate::{Error, Result};
 
 /// What the questions of a job are made from, and which of them are to be asked.
@@ -21,7 +21,6 @@ pub(crate) struct Questions {
     collection: Collection,
     candidates: Vec<Candidate>,
     source: PathBuf,
-    part: Option<Part>,
     recipe: [u8; 32],
     made: Made,
     /// Places in `made`.
@@ -45,9 +44,19 @@ pub(crate) struct Asked {
 impl Questions {
     /// Reads the pairs and makes the questions; which of them to ask is still to be chosen.
     pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
-        let (collection, source) = (&settings.collection, settings.candidates.clone());
-        let collection = Collection::read(collection)?;
-        let candidates = candidates::read(&source)?;
+        let collection = Collection::read(&settings.collection)?;
+        let candidates = candidates::read(&settings.candidates)?;
+        Self::of_pairs(collection, candidates, settings, teacher)
+    }
+
+    /// Questions about pairs of a collection.
+    pub(crate) fn of_pairs(
+        collection: Collection,
+        candidates: Vec<Candidate>,
+        settings: &LabelSettings,
+        teacher: &Teacher,
+    ) -> Result<Self> {
+        let source = settings.candidates.clone();
         for candidate in &candidates {
             collection.query(&candidate.query_id, &source)?;
             collection.document(&candidate.document_id, &source)?;
@@ -57,11 +66,10 @@ impl Questions {
             collection,
             candidates,
             source,
-            part: settings.part.clone(),
             recipe: teacher.recipe_digest,
+            all: made.questions.len(),
             made,
             asked: Vec::new(),
-            all: 0,
             known: 0,
             given_up: 0,
         })
@@ -78,11 +86,6 @@ impl Questions {
         let mut aliases = Vec::new();
         for place in 0..self.made.questions.len() {
             let asked = self.of(place)?;
-            let part = self.part.as_ref();
-            if part.is_some_and(|part| !part.shard.has(&asked.texts.query)) {
-                continue;
-            }
-            self.all += 1;
             let found = find(&asked.key)?;
             let is_other = |found: &Found| !found.is_of(&asked.query_id, &asked.document_ids);
             let is_alias = match &found {
@@ -118,16 +121,21 @@ impl Questions {
                 Ok(self.collection.document(id, &self.source)?)
             })
             .collect::<Result<Vec<_>>>()?;
+        let shown: Vec<String> = documents.iter().map(|one| one.full_text()).collect();
+        let raw: Vec<&str> = shown.iter().map(String::as_str).collect();
+        let key = |sample| Key::new(&self.recipe, sample, &query.text, &raw);
         let texts = Texts {
-            query: query.text.clone(),
-            documents: documents.iter().map(|one| one.full_text()).collect(),
+            query: treated(&query.text),
+            documents: raw.iter().map(|text| treated(text)).collect(),
+            // All samples are asked in the same words.
+            nonce: key(0).nonce(),
         };
         let digests: Vec<_> = documents
             .iter()
             .map(|one| text_digest(query, one))
             .collect();
         Ok(Asked {
-            key: Key::new(&self.recipe, sample, &texts.query, &texts.shown()),
+            key: key(sample),
             query_id: query.id.clone(),
             document_ids: documents.iter().map(|one| one.id.clone()).collect(),
             sample,

@@ -17,11 +17,9 @@ CREATE TABLE epoch (
 ) STRICT;
 
 -- One run of `retort label`. What may be in flight is on record before it is sent, so that a run
--- that was killed is booked at its worst. Its identity is drawn, so that it is the same run in every
--- ledger it is merged into, and two runs of copies of one ledger are two.
+-- that was killed is booked at its worst.
 CREATE TABLE run (
   id              INTEGER PRIMARY KEY,
-  identity        BLOB NOT NULL UNIQUE DEFAULT (randomblob(16)),
   began_at        TEXT NOT NULL,
   ended_at        TEXT,
   version         TEXT NOT NULL,
@@ -49,10 +47,7 @@ CREATE TABLE judgement (
   problem      TEXT CHECK ((problem IS NULL) = (outcome = 'ok')),
   reply        INTEGER REFERENCES reply (id),
   request_id   TEXT,
-  run          INTEGER,               -- with attempt, the request that ended it; none if imported
-  attempt      INTEGER,
-  at           TEXT NOT NULL,
-  FOREIGN KEY (run, attempt) REFERENCES attempt (run, number)
+  at           TEXT NOT NULL
 ) STRICT;
 
 -- Other pairs with the very texts of a judgement: they share it.
@@ -65,8 +60,8 @@ CREATE TABLE alias (
 
 -- Every HTTP request that was sent, and what it cost.
 CREATE TABLE attempt (
+  id            INTEGER PRIMARY KEY,
   run           INTEGER NOT NULL REFERENCES run (id),
-  number        INTEGER NOT NULL,    -- from 1; 0 is all that a killed run may have had in flight
   at            TEXT NOT NULL,
   endpoint      TEXT NOT NULL,
   status        INTEGER,             -- none where no reply came
@@ -76,6 +71,5 @@ CREATE TABLE attempt (
   cached_tokens INTEGER NOT NULL,
   output_tokens INTEGER NOT NULL,
   micros        INTEGER NOT NULL,    -- millionths of the currency
-  estimated     INTEGER NOT NULL,    -- 1: the reply did not say, or was lost
-  PRIMARY KEY (run, number)
-) STRICT, WITHOUT ROWID;
+  estimated     INTEGER NOT NULL     -- 1: the reply did not say, or was lost
+) STRICT;

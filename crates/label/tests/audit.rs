@@ -1,4 +1,4 @@
-//! The audit's numbers against scikit-learn's, SciPy's and trec_eval's
+//! The audit's numbers against those of scikit-learn, SciPy and `trec_eval`
 //! (`tests/golden/audit/make.py`).
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
@@ -72,7 +72,7 @@ impl Golden {
 }
 
 #[test]
-fn every_number_is_the_reference_s() {
+fn every_number_is_that_of_the_reference() {
     let golden = Golden::read();
     let set = golden.set();
     for case in &golden.cases {
@@ -129,6 +129,9 @@ fn every_number_is_the_reference_s() {
     }
 }
 
+/// Sets one threshold.
+type Set = fn(&mut AuditSettings, f64);
+
 #[test]
 fn each_threshold_is_met_up_to_its_number_and_crossed_beyond() {
     let golden = Golden::read();
@@ -136,13 +139,12 @@ fn each_threshold_is_met_up_to_its_number_and_crossed_beyond() {
     let audit = Audit::of(&labels, qrels, &AuditSettings::default()).unwrap();
     audit.check(&AuditSettings::default()).unwrap();
     let agreement = audit.agreement.as_ref().unwrap();
-    type Set = fn(&mut AuditSettings, f64);
     let thresholds: [(&str, Option<Estimate>, Set); 3] = [
         ("least_kappa", agreement.kappa, |settings, least| {
-            settings.least_kappa = Some(least)
+            settings.least_kappa = Some(least);
         }),
         ("least_auc", agreement.soft.auc, |settings, least| {
-            settings.least_auc = Some(least)
+            settings.least_auc = Some(least);
         }),
         (
             "least_pair_order",

@@ -105,13 +105,13 @@ fn vllm(seen: &Seen) -> Act {
     assert_eq!(seen.body["label_token_ids"], json!([9, 7]));
     let query = seen.body["query"].as_str().unwrap();
     let items: Vec<String> = serde_json::from_value(seen.body["items"].clone()).unwrap();
-    let read = |item: &String| ((query.len() + item.len()) / 2).min(99);
+    let read = |item: &String| usize::midpoint(query.len(), item.len()).min(99);
     let score = |item: &String| sigmoid(relevance(documents(item)[0]));
     let mut data: Vec<Value> = (items.iter().enumerate())
         .map(|(index, item)| json!({"index": index, "object": "score", "score": score(item)}))
         .collect();
     data.reverse();
-    if seen.attempt == 0 && seen.number % 3 == 0 {
+    if seen.attempt == 0 && seen.number.is_multiple_of(3) {
         data.pop();
     }
     let read: usize = items.iter().map(read).sum();

@@ -23,9 +23,15 @@ pub(crate) struct Anthropic {
 }
 
 impl Dialect for Anthropic {
+    fn top_answer(&self) -> Option<&str> {
+        self.prompt.answers.last().map(String::as_str)
+    }
+
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let question = questions[0];
-        let mut messages = self.prompt.messages(&question.query, &question.shown())?;
+        let mut messages =
+            self.prompt
+                .messages(&question.query, &question.shown(), &question.nonce)?;
         let most_written = most_written(&self.prompt, question);
         let most_tokens = (most_read(&messages), most_written);
         let system = messages.remove(0).content;
@@ -95,6 +101,7 @@ mod tests {
         Texts {
             query: "q".into(),
             documents: vec!["d".into()],
+            nonce: "0".into(),
         }
     }
 

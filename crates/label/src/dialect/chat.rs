@@ -35,9 +35,15 @@ pub(crate) struct Chat {
 }
 
 impl Dialect for Chat {
+    fn top_answer(&self) -> Option<&str> {
+        self.prompt.answers.last().map(String::as_str)
+    }
+
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let question = questions[0];
-        let messages = self.prompt.messages(&question.query, &question.shown())?;
+        let messages = self
+            .prompt
+            .messages(&question.query, &question.shown(), &question.nonce)?;
         let most_written = if self.log_probabilities {
             1
         } else {
@@ -221,6 +227,7 @@ mod tests {
         let texts = Texts {
             query: "q".into(),
             documents: vec!["d".into()],
+            nonce: "0".into(),
         };
         let answer = written_answer(" 2\n", &prompt, &texts).unwrap();
         assert_eq!(answer["probabilities"], json!([0.0, 0.0, 1.0, 0.0]));

@@ -49,7 +49,9 @@ impl Generative {
     /// goes on.
     fn parts(&self, questions: &[&Texts]) -> Result<(String, Vec<String>)> {
         let text = |query: &str, documents: &[&str]| -> Result<String> {
-            let messages = self.prompt.messages(query, documents)?;
+            // Of the first for all of them: what comes before the documents is read once.
+            let nonce = &questions[0].nonce;
+            let messages = self.prompt.messages(query, documents, nonce)?;
             Ok(messages.into_iter().map(|one| one.content).collect())
         };
         let texts: Vec<String> = (questions.iter())
@@ -101,6 +103,10 @@ impl Generative {
 }
 
 impl Dialect for Generative {
+    fn top_answer(&self) -> Option<&str> {
+        self.prompt.answers.last().map(String::as_str)
+    }
+
     fn questions_per_request(&self) -> usize {
         self.documents_per_request
     }
@@ -215,6 +221,7 @@ mod tests {
         Texts {
             query: "drill".into(),
             documents: vec![document.into()],
+            nonce: "0".into(),
         }
     }
 

@@ -233,6 +233,7 @@ mod tests {
         let texts = Texts {
             query: "q".into(),
             documents: vec!["d".into()],
+            nonce: "0".into(),
         };
         rerank(format).read(reply, &[&texts; 3])
     }

@@ -292,28 +292,3 @@ pub(crate) fn rows(ledger: &Path) -> Vec<(usize, String)> {
         .unwrap();
     rows.map(Result::unwrap).collect()
 }
-
-/// Every row of every table of a ledger, as text.
-pub(crate) fn dump(ledger: &Path) -> Vec<String> {
-    let db = rusqlite::Connection::open(ledger).unwrap();
-    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-    let mut select = db.prepare(tables).unwrap();
-    let tables = select.query_map([], |row| row.get(0)).unwrap();
-    let mut rows = Vec::new();
-    for table in tables {
-        let table: String = table.unwrap();
-        let mut select = db.prepare(&format!("SELECT * FROM {table}")).unwrap();
-        let columns = select.column_count();
-        let of_table = select
-            .query_map([], |row| {
-                let values =
-                    (0..columns).map(|column| row.get::<_, rusqlite::types::Value>(column));
-                let values: Vec<_> = values.collect::<rusqlite::Result<_>>()?;
-                Ok(format!("{table}: {values:?}"))
-            })
-            .unwrap();
-        rows.extend(of_table.map(Result::unwrap));
-    }
-    rows.sort();
-    rows
-}
