@@ -19,6 +19,7 @@ const IO: u8 = 74;
 const TRANSIENT: u8 = 75;
 const AUTHENTICATION: u8 = 77;
 const CONFIGURATION: u8 = 78;
+const NOT_GOOD_ENOUGH: u8 = 80;
 const INTERRUPTED: u8 = 130;
 const TERMINATED: u8 = 143;
 
@@ -63,15 +64,15 @@ fn of_label(error: &LabelError) -> u8 {
     match error {
         LabelError::Io(error) => of_io(error),
         LabelError::Data(error) => of_data(error),
-        LabelError::File { .. } | LabelError::Conflict { .. } => BAD_DATA,
+        LabelError::File { .. } => BAD_DATA,
         LabelError::Ledger { .. } => IO,
         LabelError::Locked { .. }
         | LabelError::Gone { .. }
-        | LabelError::Pending { .. }
         | LabelError::Unlabelled { passing: true, .. } => TRANSIENT,
         LabelError::Setting(_) => CONFIGURATION,
         LabelError::Authentication { .. } => AUTHENTICATION,
         LabelError::Teacher { .. } | LabelError::Budget { .. } => SERVICE_GONE,
+        LabelError::NotGoodEnough { .. } => NOT_GOOD_ENOUGH,
         LabelError::Interrupted { signal, .. } => match *signal {
             "SIGTERM" => TERMINATED,
             _ => INTERRUPTED,

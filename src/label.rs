@@ -3,9 +3,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::HumanDuration;
+use indicatif::{HumanDuration, ProgressBar};
 use retort_data::settings;
-use retort_label::{Collected, LabelSettings, Plan, Progress, Shard};
+use retort_label::{Collected, LabelSettings, Plan, Progress};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -25,22 +25,6 @@ pub(crate) struct Arguments {
     #[arg(long)]
     again: bool,
 
-    /// Ask only part i of n, by a hash of each query, with i from 0 to n - 1; the part has a ledger
-    /// of its own (labels.sqlite becomes labels-03-of-16.sqlite), rates and budget are the part's,
-    /// and `labels merge` puts the ledgers together
-    #[arg(long, value_name = "i/n")]
-    shard: Option<Shard>,
-
-    /// Ask through the teacher's batch interface (OpenAI, Azure, Anthropic, files for `vllm
-    /// run-batch`): takes in what has ended, sends what nobody asked yet, and ends with 75 while
-    /// something is out; run it again then
-    #[arg(long)]
-    batch: bool,
-
-    /// Wait until all batches have come back
-    #[arg(long, requires = "batch")]
-    wait: bool,
-
     /// Send nothing: say what would be sent where, what it can cost at most, and show one request
     #[arg(long)]
     dry_run: bool,
@@ -50,13 +34,7 @@ pub(crate) struct Arguments {
 const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let mut settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
-    if let Some(shard) = arguments.shard {
-        settings = settings.for_shard(shard);
-    }
-    if arguments.batch {
-        settings = settings.at_batch_price();
-    }
+    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
     if arguments.dry_run {
         let plan = retort_label::plan(&settings, arguments.again)?;
         progress::summary(as_json, &describe(&plan), &json!(plan));
@@ -64,7 +42,32 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     }
     let bar = progress::bar(0, "label");
     let started = Instant::now();
-    let report = |now: Progress| {
+    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
+    let collected = runtime.block_on(retort_label::collect(
+        &settings,
+        arguments.again,
+        reporter(&bar),
+        told_to_stop(),
+    ));
+    bar.finish_and_clear();
+    let collected = collected?;
+    let in_all = HumanDuration(started.elapsed());
+    progress::summary(
+        as_json,
+        &format!(
+            "{}: {} in {in_all}",
+            settings.ledger.display(),
+            in_words(&collected)
+        ),
+        &json!({"ledger": settings.ledger, "collected": collected}),
+    );
+    Ok(())
+}
+
+/// Shows how far a job is: on the bar, or in a line now and then where there is none.
+pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
+    let started = Instant::now();
+    move |now| {
         let rate = now.done as f64 / started.elapsed().as_secs_f64();
         let Progress {
             done,
@@ -82,35 +85,12 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             let left = (total - done) as f64 / rate / 60.0;
             tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
         }
-    };
-    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
-    let (again, stop) = (arguments.again, told_to_stop());
-    let collected = runtime.block_on(async {
-        if arguments.batch {
-            let wait = arguments.wait;
-            retort_label::collect_in_batches(&settings, again, wait, report, stop).await
-        } else {
-            retort_label::collect(&settings, again, report, stop).await
-        }
-    });
-    bar.finish_and_clear();
-    let collected = collected?;
-    let in_all = HumanDuration(started.elapsed());
-    progress::summary(
-        as_json,
-        &format!(
-            "{}: {} in {in_all}",
-            settings.ledger.display(),
-            in_words(&collected)
-        ),
-        &json!({"ledger": settings.ledger, "collected": collected}),
-    );
-    Ok(())
+    }
 }
 
 /// The name of the first signal to stop; a second one ends the process at once, which the ledger
 /// survives too.
-async fn told_to_stop() -> &'static str {
+pub(crate) async fn told_to_stop() -> &'static str {
     let signal = first_signal().await;
     tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
     tokio::spawn(async {
@@ -149,7 +129,6 @@ fn in_words(collected: &Collected) -> String {
         questions,
         known,
         given_up,
-        pending,
         ended,
         spent,
     } = collected;
@@ -157,16 +136,15 @@ fn in_words(collected: &Collected) -> String {
     let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
     format!(
         "{questions} questions, {known} answered before, {given_up} given up before, {asked} asked \
-         now, {pending} out in batches; the ledger came to {tokens} tokens and {money:.2}"
+         now; the ledger came to {tokens} tokens and {money:.2}"
     )
 }
 
-fn describe(plan: &Plan) -> String {
+pub(crate) fn describe(plan: &Plan) -> String {
     let Plan {
         questions,
         known,
         given_up,
-        pending,
         to_ask,
         most_tokens,
         most_micros,
@@ -180,8 +158,7 @@ fn describe(plan: &Plan) -> String {
         None => String::new(),
     };
     format!(
-        "{questions} questions, {known} answered before, {given_up} given up before, {pending} out \
-         in batches\n\
+        "{questions} questions, {known} answered before, {given_up} given up before\n\
          {to_ask} would be asked of {endpoints}\n\
          they can't take more than {most_tokens} tokens and {money:.2} in money{request}"
     )

@@ -1,13 +1,16 @@
-use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use retort_data::settings;
 use retort_label::ledger::{Reader, RecipeStatus};
-use retort_label::{Error, Format, LabelSettings, Merged, Sealed};
+use retort_label::{
+    AuditFile, AuditSettings, LabelSettings, PositionBias, ProbeSettings, Sealed, position_bias,
+};
 use serde_json::json;
+use tokio::runtime::Runtime;
 
-use crate::progress;
+use crate::{label, progress};
 
 /// What the ledger holds, and turning it into label sets.
 #[derive(Args)]
@@ -43,41 +46,15 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         candidates: Option<PathBuf>,
     },
-    /// Put the ledgers of a job's shards, or of any jobs, together; merging again brings what is new
-    Merge {
-        /// The ledgers to merge; they stay as they are
-        #[arg(value_name = "LEDGER", required = true)]
-        sources: Vec<PathBuf>,
-
-        /// The ledger to merge them into; is made if it is not there
-        #[arg(long, value_name = "LEDGER")]
-        into: PathBuf,
-    },
-    /// Write a teacher's judgements as text, one a line
-    Export {
-        /// The ledger
-        #[arg(value_name = "LEDGER")]
-        ledger: PathBuf,
-
-        /// jsonl (which `labels import` reads), csv, or trec-qrels (answers alone, as the nearest
-        /// grade)
-        #[arg(long, value_name = "FORMAT", default_value = "jsonl")]
-        format: Format,
-
-        /// The file to write; stdout without it
-        #[arg(long, value_name = "FILE")]
-        out: Option<PathBuf>,
-
-        /// Which teacher and prompt, by the number that `labels status` shows; not needed where
-        /// there is only one
-        #[arg(long)]
-        recipe: Option<i64>,
-    },
+    /// Say what a label set is worth: agreement with gold gains, calibration, spread
+    Audit(AuditArguments),
+    /// Find out whether a teacher can be talked into a grade: ask it about irrelevant documents, then
+    /// about the same with the query's words added, with orders to grade them high, and so on
+    Probe(ProbeArguments),
     /// Put judgements that were made elsewhere on the texts of a job into its ledger
     Import {
-        /// One JSON object a line, as `labels export` writes them: with `query_id`, `document_id`
-        /// and `probabilities` (or a reranker's `score`), and maybe `mass`, `sample`, `outcome`,
-        /// `problem`, `text` and `at`
+        /// One JSON object a line, with `query_id`, `document_id` and `probabilities`, and maybe
+        /// `mass`, `text` and `at`
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
@@ -91,18 +68,69 @@ enum Verb {
     },
 }
 
+#[derive(Args)]
+struct AuditArguments {
+    /// The label set's folder
+    #[arg(value_name = "SET")]
+    labels: PathBuf,
+
+    /// The collection that was labelled, with its gold gains
+    #[arg(long, value_name = "DIR")]
+    collection: PathBuf,
+
+    /// The gains of this split alone, not of all there are
+    #[arg(long)]
+    split: Option<String>,
+
+    /// What is asked of the labels, as in configs/audit.toml; below it, the exit code is 80
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Override one setting; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// The labelling job whose teacher to ask; its budget, limits and ledger hold
+    #[arg(long, value_name = "FILE", default_value = "configs/label.toml")]
+    config: PathBuf,
+
+    /// Override one setting of the job; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+
+    /// How many documents to try, each with all changes
+    #[arg(long, default_value_t = 50)]
+    documents: usize,
+
+    /// Another seed draws other documents
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// What is asked of the teacher, as in configs/audit.toml; below it, the exit code is 80
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+
+    /// Send nothing: say what would be sent where, what it can cost at most, and show one request
+    #[arg(long)]
+    dry_run: bool,
+}
+
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     match &arguments.verb {
         Verb::Status { ledger } => {
             let ledger = Reader::open(ledger)?;
-            let (recipes, spent, out) =
-                (ledger.recipes()?, ledger.spent()?, ledger.open_batches()?);
-            let mut lines: Vec<String> = recipes.iter().map(describe).collect();
-            lines.extend(out.iter().map(|batch| {
-                let name = batch.remote.as_ref().unwrap_or(&batch.name);
-                let (count, to, at) = (batch.questions, &batch.endpoint, &batch.began_at);
-                format!("batch {name} is out: {count} questions, sent to {to} at {at}")
-            }));
+            let (recipes, spent) = (ledger.recipes()?, ledger.spent()?);
+            let mut lines = Vec::new();
+            let mut biases = Vec::new();
+            for recipe in &recipes {
+                let bias = position_bias(&ledger, recipe)?;
+                lines.push(describe(recipe));
+                lines.extend(bias.map(describe_bias));
+                biases.push(bias);
+            }
             let (requests, tokens) = (spent.requests, spent.tokens);
             let money = spent.micros as f64 / 1e6;
             progress::summary(
@@ -111,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                     "{}\n{requests} requests, {tokens} tokens, {money:.2} in money",
                     lines.join("\n")
                 ),
-                &json!({"recipes": recipes, "spent": spent, "batches": out}),
+                &json!({"recipes": recipes, "position_biases": biases, "spent": spent}),
             );
         }
         Verb::Seal {
@@ -128,42 +156,8 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 &json!({"out": out, "rows": rows, "digest": digest}),
             );
         }
-        Verb::Merge { sources, into } => {
-            let merged = retort_label::merge(sources, into)?;
-            let Merged {
-                judgements,
-                requests,
-                spent,
-            } = &merged;
-            let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
-            progress::summary(
-                as_json,
-                &format!(
-                    "{}: {judgements} new judgements, {requests} new requests; it came to {tokens} \
-                     tokens and {money:.2}",
-                    into.display()
-                ),
-                &json!({"ledger": into, "merged": merged}),
-            );
-        }
-        Verb::Export {
-            ledger,
-            format,
-            out,
-            recipe,
-        } => match out {
-            None => to_stdout(ledger, *recipe, *format)?,
-            Some(out) => {
-                let lines = retort_files::write_atomic_with(out, |file| {
-                    retort_label::export(ledger, *recipe, *format, file)
-                })?;
-                progress::summary(
-                    as_json,
-                    &format!("{}: {lines} judgements", out.display()),
-                    &json!({"out": out, "judgements": lines}),
-                );
-            }
-        },
+        Verb::Audit(arguments) => audit(arguments, as_json)?,
+        Verb::Probe(arguments) => probe(arguments, as_json)?,
         Verb::Import {
             file,
             config,
@@ -184,14 +178,55 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn to_stdout(ledger: &Path, recipe: Option<i64>, format: Format) -> Result<(), Error> {
-    let mut out = std::io::BufWriter::new(stdout().lock());
-    let written = retort_label::export(ledger, recipe, format, &mut out)
-        .and_then(|_| out.flush().map_err(Error::from));
-    match written {
-        // Whoever reads has enough (`| head`).
-        Err(Error::Io(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+fn audit(arguments: &AuditArguments, as_json: bool) -> anyhow::Result<()> {
+    let AuditArguments {
+        labels,
+        collection,
+        split,
+        config,
+        overrides,
+    } = arguments;
+    let settings = audit_settings(config.as_deref(), overrides)?;
+    let audit = retort_label::audit(labels, collection, split.as_deref(), &settings)?;
+    progress::summary(
+        as_json,
+        &format!("{}: {audit}", labels.display()),
+        &json!({"set": labels, "audit": audit}),
+    );
+    Ok(audit.check(&settings)?)
+}
+
+fn probe(arguments: &ProbeArguments, as_json: bool) -> anyhow::Result<()> {
+    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    let audit = audit_settings(arguments.audit.as_deref(), &[])?;
+    let choice = ProbeSettings {
+        documents: arguments.documents,
+        seed: arguments.seed,
+    };
+    if arguments.dry_run {
+        let plan = retort_label::plan_probe(&settings, choice)?;
+        progress::summary(as_json, &label::describe(&plan), &json!(plan));
+        return Ok(());
+    }
+    let bar = progress::bar(0, "probe");
+    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
+    let probed = runtime.block_on(retort_label::probe(
+        &settings,
+        &audit,
+        choice,
+        label::reporter(&bar),
+        label::told_to_stop(),
+    ));
+    bar.finish_and_clear();
+    let probed = probed?;
+    progress::summary(as_json, &probed.to_string(), &json!({"probe": probed}));
+    Ok(probed.check(&audit)?)
+}
+
+fn audit_settings(config: Option<&Path>, overrides: &[String]) -> anyhow::Result<AuditSettings> {
+    match config {
+        None => Ok(AuditSettings::default()),
+        Some(config) => Ok(settings::read::<AuditFile>(config, overrides)?.audit),
     }
 }
 
@@ -208,12 +243,30 @@ fn describe(recipe: &RecipeStatus) -> String {
         .map(|(outcome, count)| format!("{count} {outcome}"))
         .collect();
     let said = |name: &str| spec[name].as_str().unwrap_or_default().to_owned();
+    let probe = if spec["probe"].is_null() {
+        ""
+    } else {
+        ", probed (no labels)"
+    };
     format!(
-        "recipe {id} ({digest}): {} by {}, prompt {}\n  {}\n  answered as {}",
+        "recipe {id} ({digest}): {} by {}, prompt {}{probe}\n  {}\n  answered as {}",
         said("kind"),
         said("teacher"),
         said("prompt"),
         ended.join(", "),
         models.join(", ")
+    )
+}
+
+fn describe_bias(bias: PositionBias) -> String {
+    let PositionBias {
+        first,
+        flipped,
+        pairs,
+    } = bias;
+    let (first, flipped) = (100.0 * first, 100.0 * flipped);
+    format!(
+        "  {first:.1} % for the document shown first; of {pairs} pairs judged in both orders, \
+         {flipped:.1} % came out the other way round"
     )
 }

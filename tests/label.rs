@@ -174,6 +174,47 @@ fn a_teacher_that_is_not_there_is_named() {
 }
 
 #[test]
+fn an_answer_that_is_no_single_token_is_a_setting_out_of_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| {
+        let tokens = r#"{"tokens": [9, 4], "count": 2, "max_model_len": 4096}"#;
+        (200, "", tokens.to_owned())
+    });
+    let mut command = label(folder.path(), &teacher, 4);
+    command.args(["--set", "teacher.dialect=generative-scoring"]);
+    command.args(["--set", "prompt=prompts/yes-no.toml"]);
+    let said = fail(&mut command, 78);
+    assert!(
+        said.contains("\"no\"") && said.contains("must be one token"),
+        "{said}"
+    );
+    assert!(!folder.path().join("ledger.sqlite").exists());
+}
+
+#[test]
+fn the_status_of_comparisons_tells_their_position_bias() {
+    let folder = tempfile::tempdir().unwrap();
+    // It prefers the first, whatever it is shown.
+    let teacher = Teacher::start(|_, _| (200, "", completion(&[("A", 0.8), ("B", 0.2)])));
+    let mut command = label(folder.path(), &teacher, 10);
+    command.args(["--set", "prompt=prompts/shop-pairwise.toml"]);
+    succeed(&mut command);
+    let mut status = retort();
+    status
+        .args(["labels", "status"])
+        .arg(folder.path().join("ledger.sqlite"));
+    let said = stdout(&succeed(&mut status));
+    assert!(
+        said.contains("80.0 % for the document shown first") && said.contains("100.0 % came out"),
+        "{said}"
+    );
+    // So it tells nothing apart.
+    let set = sealed(folder.path(), "set");
+    assert!(set.labels.len() == 10);
+    assert!((set.labels.iter()).all(|label| (label.grade - 0.5).abs() < 1e-9));
+}
+
+#[test]
 fn judgements_made_elsewhere_are_imported_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|_, _| (200, "", grades()));
@@ -217,97 +258,6 @@ fn judgements_made_elsewhere_are_imported_whole_or_not_at_all() {
     // They are answers to the same questions: nothing is left to ask.
     succeed(&mut label(folder.path(), &teacher, 2));
     assert_eq!(teacher.count(), 0);
-}
-
-#[test]
-fn shards_are_merged_and_what_is_exported_can_be_imported() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let teacher = Teacher::start(|number, _| match number {
-        0 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
-        1 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
-        _ => (200, "", grades()),
-    });
-    let labels = |arguments: &[&str], ledger: &str| {
-        let mut command = retort();
-        command.arg("labels").args(arguments).arg(path(ledger));
-        command
-    };
-    // Two queries of the demo's dev split, which fall to different parts.
-    for part in ["0/2", "1/2"] {
-        let mut command = label(folder.path(), &teacher, 20);
-        command.args(["--shard", part, "--set", "teacher.concurrency=1"]);
-        let _ = command.output().unwrap();
-    }
-    assert_eq!(teacher.count(), 21);
-    let mut merge = labels(&["merge", "--into"], "ledger.sqlite");
-    merge.args([path("ledger-0-of-2.sqlite"), path("ledger-1-of-2.sqlite")]);
-    let said = stdout(&succeed(&mut merge));
-    assert!(
-        said.contains("20 new judgements, 21 new requests"),
-        "{said}"
-    );
-    let said = stdout(&succeed(&mut merge));
-    assert!(said.contains("0 new judgements, 0 new requests"), "{said}");
-
-    let export = |ledger: &str, format: &str| {
-        let mut export = labels(&["export", "--format", format], ledger);
-        stdout(&succeed(&mut export))
-    };
-    let exported = export("ledger.sqlite", "jsonl");
-    assert_eq!(exported.lines().count(), 20);
-    let row: serde_json::Value = serde_json::from_str(exported.lines().last().unwrap()).unwrap();
-    assert_eq!(row["outcome"], "ok", "{row}");
-    assert!(
-        (row["grade"].as_f64().unwrap() - 2.25).abs() < 1e-5,
-        "{row}"
-    );
-    assert_eq!(row["probabilities"].as_array().unwrap().len(), 4);
-    assert!(row["tokens"].as_f64().unwrap() > 100.0, "{row}");
-    assert_eq!(exported.matches("\"outcome\":\"unparsable\"").count(), 1);
-
-    let mut to_file = labels(&["export", "--out"], "exported.jsonl");
-    succeed(to_file.arg(path("ledger.sqlite")));
-    assert_eq!(
-        std::fs::read_to_string(path("exported.jsonl")).unwrap(),
-        exported
-    );
-    let mut import = labels(&["import"], "exported.jsonl");
-    let copy = format!("ledger={}", path("copy.sqlite").display());
-    succeed(import.args(["--set", &copy]));
-    // All but what the importing ledger did not see: the requests.
-    let judged = |lines: &str| -> Vec<serde_json::Value> {
-        let lines = lines
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap());
-        lines
-            .map(|mut line: serde_json::Value| {
-                for name in ["tokens", "cost", "model", "request_id"] {
-                    line.as_object_mut().unwrap().remove(name);
-                }
-                line
-            })
-            .collect()
-    };
-    assert_eq!(judged(&export("copy.sqlite", "jsonl")), judged(&exported));
-
-    let csv = export("ledger.sqlite", "csv");
-    assert_eq!(csv.lines().count(), 21);
-    assert!(
-        csv.starts_with("query_id,document_id,sample,outcome,grade,"),
-        "{csv}"
-    );
-    assert!(csv.contains(",0,ok,2.2"), "{csv}");
-    assert!(
-        csv.contains(",0,unparsable,,,,,\"the grades [\"\"0\"\", "),
-        "{csv}"
-    );
-    let qrels = export("ledger.sqlite", "trec-qrels");
-    assert_eq!(qrels.lines().count(), 19);
-    for line in qrels.lines() {
-        let columns: Vec<&str> = line.split(' ').collect();
-        assert!(matches!(columns[..], [_, "0", _, "2"]), "{line}");
-    }
 }
 
 /// Rounds of SIGKILL; more by `RETORT_KILL_ROUNDS=200 cargo nextest run kills`.

@@ -19,23 +19,9 @@ use sha2::{Digest, Sha256};
 /// # Errors
 /// Any I/O error, with the path. The target is then unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_atomic_with(path, |file| file.write_all(bytes))
-}
-
-/// As [`write_atomic`], for what does not fit in memory: `fill` writes it.
-///
-/// # Errors
-/// `fill`'s error, or any I/O error with the path. The target is then unchanged.
-pub fn write_atomic_with<T, E: From<io::Error>>(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> Result<T, E>,
-) -> Result<T, E> {
     fs::create_dir_all(parent(path))?;
     let temporary = sibling(path, "tmp")?;
-    let written = write_synced(&temporary, fill).and_then(|filled| {
-        rename(&temporary, path)?;
-        Ok(filled)
-    });
+    let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
     if written.is_err() {
         // Best effort: the first error is the one worth reporting.
         let _ = fs::remove_file(&temporary);
@@ -135,20 +121,15 @@ pub fn hex(digest: &[u8]) -> String {
     digits
 }
 
-fn write_synced<T, E: From<io::Error>>(
-    path: &Path,
-    fill: impl FnOnce(&mut dyn Write) -> Result<T, E>,
-) -> Result<T, E> {
-    let mut file = io::BufWriter::new(fs::File::create(path)?);
-    let filled = fill(&mut file)?;
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         file.set_permissions(PermissionsExt::from_mode(0o644))?;
     }
-    file.sync_all()?;
-    Ok(filled)
+    file.sync_all()
 }
 
 /// Makes a rename durable: until its directory is synced, a power cut may undo it.

@@ -10,16 +10,12 @@
 
 mod writer;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use retort_data::candidates::{self, Candidate};
-use retort_data::collection::Collection;
-use retort_data::label_set::text_digest;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
@@ -27,15 +23,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::dialect::{self, Problem, Request, Texts};
-use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{
-    Attempt, Batch, Entry, Found, Key, Ledger, Outcome, Reader, Record, Spent, now,
-};
+use crate::job::{LabelSettings, OnChange, Teacher};
+use crate::ledger::{Attempt, Batch, Entry, Ledger, Outcome, Reader, Record, Spent, now};
 use crate::limits::{Bucket, Pass};
 use crate::money::{Amount, Budget, Held, Usage};
+use crate::prepare::prepare;
+use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
-use crate::shard::{Part, Whole};
 use crate::{Error, Result};
 use writer::Writer;
 
@@ -57,8 +52,6 @@ pub struct Collected {
     pub known: usize,
     /// Of them, those that had ended without one before and were not asked again.
     pub given_up: usize,
-    /// Of them, those that are in batches which have not come back.
-    pub pending: usize,
     /// Questions asked now, by how they ended.
     pub ended: BTreeMap<Outcome, usize>,
     /// What the ledger came to, all its runs together.
@@ -89,8 +82,6 @@ pub struct Plan {
     pub known: usize,
     /// Of them, those that had ended without one before and are not asked again.
     pub given_up: usize,
-    /// Of them, those that are in batches which have not come back.
-    pub pending: usize,
     /// Questions that would be asked.
     pub to_ask: usize,
     /// Tokens that they can't pass.
@@ -109,26 +100,30 @@ pub struct Plan {
 /// Bad input.
 pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
     let teacher = Teacher::new(settings)?;
-    let mut questions = Questions::read(settings, &teacher)?;
+    let questions = Questions::read(settings, &teacher)?;
+    plan_of(settings, &teacher, questions, again)
+}
+
+/// Says what asking these questions would do.
+pub(crate) fn plan_of(
+    settings: &LabelSettings,
+    teacher: &Teacher,
+    mut questions: Questions,
+    again: bool,
+) -> Result<Plan> {
     let ledger = if settings.ledger.exists() {
         Some(Reader::open(&settings.ledger)?)
     } else {
         None
     };
-    let whole = Whole::of(settings)?;
-    let out = match &ledger {
-        Some(ledger) => ledger.in_batches()?,
-        None => HashSet::new(),
-    };
-    questions.choose(again, &out, |key| match &ledger {
-        Some(ledger) => whole.or_known(key, ledger.find(key)?),
-        None => whole.or_known(key, None),
+    questions.choose(again, |key| match &ledger {
+        Some(ledger) => ledger.find(key),
+        None => Ok(None),
     })?;
     let mut plan = Plan {
         questions: questions.all,
         known: questions.known,
         given_up: questions.given_up,
-        pending: questions.pending,
         to_ask: questions.asked.len(),
         most_tokens: 0,
         most_micros: 0,
@@ -152,29 +147,44 @@ pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
 /// # Errors
 /// Bad input, before anything is sent; a teacher that can't do the job or went away; the budget;
 /// questions that got no answer. What was answered is in the ledger whatever happens.
-#[expect(clippy::too_many_lines, reason = "a job from its beginning to its end")]
 pub async fn collect(
     settings: &LabelSettings,
+    again: bool,
+    report: impl FnMut(Progress),
+    stop: impl Future<Output = &'static str>,
+) -> Result<Collected> {
+    let teacher = Teacher::new(settings)?;
+    let questions = Questions::read(settings, &teacher)?;
+    ask(settings, teacher, questions, again, report, stop).await
+}
+
+/// [`collect`], of these questions.
+#[expect(clippy::too_many_lines, reason = "a job from its beginning to its end")]
+pub(crate) async fn ask(
+    settings: &LabelSettings,
+    mut teacher: Teacher,
+    mut questions: Questions,
     again: bool,
     mut report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
-    let teacher = Teacher::new(settings)?;
-    let mut questions = Questions::read(settings, &teacher)?;
+    prepare(&mut teacher, settings.teacher.retries).await?;
     let mut ledger = Ledger::open(&settings.ledger)?;
     let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-    let whole = Whole::of(settings)?;
-    let out = ledger.in_batches()?;
-    let find = |key: &Key| whole.or_known(key, ledger.find(key)?);
-    let aliases = questions.choose(again, &out, find)?;
+    let aliases = questions.choose(again, |key| ledger.find(key))?;
     ledger.add_aliases(&aliases)?;
     let total = questions.asked.len();
-    let mut collected = questions.before(ledger.spent()?);
-    // Batches that are out count at their worst.
-    let spent = ledger.set_aside()?.plus(Amount {
+    let mut collected = Collected {
+        questions: questions.all,
+        known: questions.known,
+        given_up: questions.given_up,
+        ended: BTreeMap::new(),
+        spent: ledger.spent()?,
+    };
+    let spent = Amount {
         micros: collected.spent.micros,
         tokens: collected.spent.tokens,
-    });
+    };
     let model = ledger.last_model(recipe)?;
     let (writer, written) = Writer::start(ledger)?;
     let (stopping, stopped) = watch::channel(false);
@@ -268,33 +278,23 @@ pub async fn collect(
         ledger.close()?;
     }
     end?;
-    collected.unless_unlabelled(last_problem)
-}
-
-impl Collected {
-    /// What a job that came to its end did; an error if questions ended without an answer, the
-    /// last of them in this way, or are still out.
-    pub(crate) fn unless_unlabelled(self, last: Option<(Outcome, String)>) -> Result<Self> {
-        let Some((outcome, problem)) = last else {
-            return match self.pending {
-                0 => Ok(self),
-                questions => Err(Error::Pending { questions }),
-            };
-        };
-        let asked: usize = self.ended.values().sum();
-        let passing = self.ended.keys().any(|outcome| outcome.is_passing());
-        Err(Error::Unlabelled {
-            failed: asked - self.ended.get(&Outcome::Ok).unwrap_or(&0),
-            asked,
-            outcome,
-            problem,
-            hint: if passing {
-                "run the same command again to ask those that failed"
-            } else {
-                "--again asks them once more"
-            },
-            passing,
-        })
+    match last_problem {
+        None => Ok(collected),
+        Some((outcome, problem)) => {
+            let passing = collected.ended.keys().any(|outcome| outcome.is_passing());
+            Err(Error::Unlabelled {
+                failed: progress.failed,
+                asked: total,
+                outcome,
+                problem,
+                hint: if passing {
+                    "run the same command again to ask those that failed"
+                } else {
+                    "--again asks them once more"
+                },
+                passing,
+            })
+        }
     }
 }
 
@@ -302,142 +302,6 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What the questions of a job are made from, and which of them are to be asked.
-pub(crate) struct Questions {
-    collection: Collection,
-    candidates: Vec<Candidate>,
-    source: PathBuf,
-    part: Option<Part>,
-    recipe: [u8; 32],
-    samples: u32,
-    /// Place in `candidates`, and sample.
-    pub(crate) asked: Vec<(u32, u32)>,
-    all: usize,
-    known: usize,
-    given_up: usize,
-    /// Those that are in batches.
-    pending: usize,
-}
-
-/// A question on its way.
-pub(crate) struct Asked {
-    pub(crate) key: Key,
-    pub(crate) query_id: String,
-    pub(crate) document_ids: Vec<String>,
-    pub(crate) sample: u32,
-    pub(crate) text: String,
-    pub(crate) texts: Texts,
-}
-
-impl Questions {
-    /// Reads the pairs; which of them to ask is still to be chosen.
-    pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
-        let (collection, source) = (&settings.collection, settings.candidates.clone());
-        let collection = Collection::read(collection)?;
-        let candidates = candidates::read(&source)?;
-        for candidate in &candidates {
-            collection.query(&candidate.query_id, &source)?;
-            collection.document(&candidate.document_id, &source)?;
-        }
-        Ok(Self {
-            collection,
-            candidates,
-            source,
-            part: settings.part.clone(),
-            recipe: teacher.recipe_digest,
-            samples: settings.teacher.samples,
-            asked: Vec::new(),
-            all: 0,
-            known: 0,
-            given_up: 0,
-            pending: 0,
-        })
-    }
-
-    /// Chooses the questions to ask: those that have not ended yet and are not out in a batch,
-    /// each text once. Returns the pairs that share the texts of another.
-    pub(crate) fn choose(
-        &mut self,
-        again: bool,
-        out: &HashSet<Key>,
-        find: impl Fn(&Key) -> Result<Option<Found>>,
-    ) -> Result<Vec<(Key, String, Vec<String>)>> {
-        let count = u32::try_from(self.candidates.len()).map_err(|_| Error::File {
-            path: self.source.clone(),
-            problem: "has more than 4 billion pairs: split it".to_owned(),
-        })?;
-        (self.all, self.known, self.given_up, self.pending) = (0, 0, 0, 0);
-        self.asked.clear();
-        let mut chosen = HashSet::new();
-        let mut aliases = Vec::new();
-        for place in 0..count {
-            for sample in 0..self.samples {
-                let asked = self.of(place, sample)?;
-                let part = self.part.as_ref();
-                if part.is_some_and(|part| !part.shard.has(&asked.texts.query)) {
-                    continue;
-                }
-                self.all += 1;
-                let found = find(&asked.key)?;
-                let is_other = |found: &Found| !found.is_of(&asked.query_id, &asked.document_ids);
-                let is_alias = match &found {
-                    Some(found) => is_other(found),
-                    None => chosen.contains(&asked.key),
-                };
-                match found.map(|found| found.outcome) {
-                    _ if out.contains(&asked.key) => self.pending += 1,
-                    Some(Outcome::Ok) => self.known += 1,
-                    Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
-                    _ if chosen.insert(asked.key) => self.asked.push((place, sample)),
-                    _ => self.known += 1,
-                }
-                if is_alias {
-                    aliases.push((asked.key, asked.query_id, asked.document_ids));
-                }
-            }
-        }
-        Ok(aliases)
-    }
-
-    /// What a job comes upon that has these questions.
-    pub(crate) fn before(&self, spent: Spent) -> Collected {
-        Collected {
-            questions: self.all,
-            known: self.known,
-            given_up: self.given_up,
-            pending: self.pending,
-            ended: BTreeMap::new(),
-            spent,
-        }
-    }
-
-    pub(crate) fn at(&self, place: usize) -> Result<Asked> {
-        let (candidate, sample) = self.asked[place];
-        self.of(candidate, sample)
-    }
-
-    fn of(&self, place: u32, sample: u32) -> Result<Asked> {
-        let candidate = &self.candidates[place as usize];
-        let query = self.collection.query(&candidate.query_id, &self.source)?;
-        let document = self
-            .collection
-            .document(&candidate.document_id, &self.source)?;
-        let texts = Texts {
-            query: query.text.clone(),
-            documents: vec![document.full_text()],
-        };
-        let shown: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
-        Ok(Asked {
-            key: Key::new(&self.recipe, sample, &texts.query, &shown),
-            query_id: query.id.clone(),
-            document_ids: vec![document.id.clone()],
-            sample,
-            text: text_digest(query, document),
-            texts,
-        })
     }
 }
 
@@ -584,7 +448,7 @@ impl Job {
                 unless(stopped, bucket.take(expected_tokens)).await?;
             }
             reservation.was_sent = true;
-            let (attempted, attempt) = self.attempt(replica, &pass, &request, asked.len()).await;
+            let (attempted, attempt) = self.attempt(replica, &pass, &request, &texts).await;
             let usage = attempt.usage;
             if let Some(bucket) = &self.tokens {
                 bucket.settle(expected_tokens - usage.tokens() as f64);
@@ -727,7 +591,17 @@ impl Job {
             match self.budget.reserve(worst) {
                 Ok(reserved) => break reserved,
                 Err(Held::ForNow) => unless(stopped, settled).await?,
-                Err(Held::ForGood) => return Err(Halt::Because(self.budget.used_up(worst))),
+                Err(Held::ForGood) => {
+                    let spent = self.budget.spent();
+                    let (money, tokens) = (spent.micros as f64 / 1e6, spent.tokens);
+                    let spent = format!(
+                        "{money:.6} in money and {tokens} tokens are spent, and the next request \
+                         could take {:.6} and {}",
+                        worst.micros as f64 / 1e6,
+                        worst.tokens
+                    );
+                    return Err(Halt::Because(Error::Budget { spent }));
+                }
             }
         };
         let reservation = Reservation {
@@ -750,7 +624,17 @@ impl Job {
 
     fn worst_case(&self, request: &Request) -> Amount {
         let factor = *self.factor.lock().unwrap_or_else(PoisonError::into_inner);
-        worst_case(request, &self.settings).times(factor)
+        let worst = worst_case(request, &self.settings);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a product of positive numbers far below 2^53"
+        )]
+        let times = |amount: u64| (amount as f64 * factor).ceil() as u64;
+        Amount {
+            micros: times(worst.micros),
+            tokens: times(worst.tokens),
+        }
     }
 
     /// Sends a request once.
@@ -759,7 +643,7 @@ impl Job {
         replica: &Replica,
         pass: &Pass<'_>,
         request: &Request,
-        questions: usize,
+        questions: &[&Texts],
     ) -> (Attempted, Attempt) {
         let at = now();
         let started = Instant::now();
@@ -822,7 +706,7 @@ impl Job {
         &self,
         request: &Request,
         reply: Reply,
-        questions: usize,
+        questions: &[&Texts],
         usage: &mut Usage,
     ) -> Attempted {
         *usage = self.usage(request.most_tokens, 0, true);
@@ -845,8 +729,14 @@ impl Job {
         }
     }
 
-    fn usage(&self, tokens: (u64, u64), cached: u64, estimated: bool) -> Usage {
-        (self.settings.teacher.price).usage(tokens, cached, estimated)
+    fn usage(&self, (input, output): (u64, u64), cached: u64, estimated: bool) -> Usage {
+        Usage {
+            input_tokens: input,
+            cached_tokens: cached,
+            output_tokens: output,
+            micros: self.settings.teacher.price.micros(input, cached, output),
+            estimated,
+        }
     }
 
     /// A teacher that bills more than it can have been sent (it thinks, or counts otherwise) is
@@ -880,7 +770,23 @@ impl Job {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(model.to_owned());
-        Ok((self.settings.teacher).note_model(before.as_deref(), model)?)
+        let Some(before) = before.filter(|before| before != model) else {
+            return Ok(());
+        };
+        let problem = format!("it calls its model {model:?} now, and {before:?} before");
+        match self.settings.teacher.on_model_change {
+            OnChange::Warn => {
+                tracing::warn!("{problem}");
+                Ok(())
+            }
+            OnChange::Stop => Err(Halt::Because(Error::Teacher {
+                url: self.settings.teacher.endpoints.join(", "),
+                problem: format!(
+                    "{problem}: name one exact model in [teacher] model, or run again to go on \
+                     with this one"
+                ),
+            })),
+        }
     }
 
     /// Counts questions that ended in vain.
@@ -938,7 +844,7 @@ impl Drop for Reservation<'_> {
 }
 
 /// What a request can't cost more than, by the prices in the settings.
-pub(crate) fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
+fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
     let (read, written) = request.most_tokens;
     Amount {
         micros: settings.teacher.price.micros(read, 0, written),

@@ -42,26 +42,6 @@ pub enum Error {
         by: String,
     },
 
-    /// Two ledgers have two answers to one question.
-    #[error(
-        "{}: its answer on {query} {documents} is not the one of {}, and {others} others differ too: \
-         the questions were asked twice; nothing of it was merged: leave one of the two ledgers out",
-        path.display(),
-        into.display()
-    )]
-    Conflict {
-        /// The ledger that was to be merged.
-        path: PathBuf,
-        /// The ledger it was to be merged into.
-        into: PathBuf,
-        /// The query.
-        query: String,
-        /// The documents, as a JSON array.
-        documents: String,
-        /// Further questions with two answers.
-        others: u64,
-    },
-
     /// A setting is missing, unknown or out of range.
     #[error("{0}")]
     Setting(String),
@@ -102,16 +82,6 @@ pub enum Error {
         spent: String,
     },
 
-    /// Batches have not come back.
-    #[error(
-        "{questions} questions are with the teacher in batches: run `retort label --batch` again \
-         to take in what has ended, or with --wait to wait for it"
-    )]
-    Pending {
-        /// Questions in them.
-        questions: usize,
-    },
-
     /// Some questions got no judgement; the ledger says why for each.
     #[error(
         "{failed} of {asked} questions got no judgement (the last: {outcome}, {problem}); {hint}"
@@ -129,6 +99,13 @@ pub enum Error {
         hint: &'static str,
         /// Whether some of them may end otherwise when asked again.
         passing: bool,
+    },
+
+    /// Labels or a teacher are worth less than the settings ask for.
+    #[error("not good enough: {crossed}")]
+    NotGoodEnough {
+        /// The thresholds that are crossed, and by what.
+        crossed: String,
     },
 
     /// The job was told to stop.

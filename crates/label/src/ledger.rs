@@ -5,8 +5,6 @@
 //! twice, and adding a document costs that document. A question that got no judgement is on record
 //! too, as what it was: refused, filtered, truncated, unparsable, failed; none of them is a label.
 
-mod batches;
-
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -16,14 +14,13 @@ use std::str::FromStr;
 use fs_err as fs;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::money::Usage;
+use crate::prompt::NONCE_DIGITS;
 use crate::{Error, Result};
-pub use batches::OpenBatch;
-pub(crate) use batches::{Intent, Posed};
 
 /// A ledger, open for one writer.
 pub struct Ledger {
@@ -55,9 +52,9 @@ impl Key {
         Self(hasher.finalize().into())
     }
 
-    /// As 64 hexadecimal digits.
-    pub fn hex(&self) -> String {
-        retort_files::hex(&self.0)
+    /// The key's first digits, for a prompt to mark the bounds of the texts with.
+    pub(crate) fn nonce(&self) -> String {
+        retort_files::hex(&self.0[..NONCE_DIGITS / 2])
     }
 
     /// A number from 0 to 1 that differs from key to key and from turn to turn.
@@ -67,13 +64,10 @@ impl Key {
 }
 
 /// How a question ended.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// With a judgement.
-    #[default]
     Ok,
     /// The teacher declined.
     Refused,
@@ -143,7 +137,8 @@ pub struct Entry {
     pub document_ids: Vec<String>,
     /// Which of several questions about the same texts.
     pub sample: u32,
-    /// Digest of the texts as the collection has them.
+    /// For each document the digest of its text and the query's as the collection has them, a space
+    /// between them.
     pub text: String,
     /// How it ended: an answer, or why there is none.
     pub ended: Result<Value, (Outcome, String)>,
@@ -215,7 +210,7 @@ pub struct Attempt {
 pub enum Record {
     /// A request was sent.
     Attempt(Attempt),
-    /// Questions ended, by the attempt that is recorded right before it if there is one.
+    /// Questions ended.
     Batch(Batch),
 }
 
@@ -244,16 +239,28 @@ impl Ledger {
     /// [`Error::Locked`] while another process has it open for writing; a file that is not a
     /// ledger, or one of a newer version; an I/O error.
     pub fn open(path: &Path) -> Result<Self> {
-        let (db, lock) = connect(path)?;
-        db.execute(
-            "INSERT INTO run (began_at, version) VALUES (?1, ?2)",
-            params![now(), env!("CARGO_PKG_VERSION")],
-        )
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let lock = lock(path)?;
+        let mut db = Connection::open(path).map_err(|error| Error::ledger(path, error))?;
+        let prepared = prepare(&mut db, path)?;
+        let now = now();
+        let run = (|| {
+            if prepared {
+                book_killed_runs(&db)?;
+            }
+            db.execute(
+                "INSERT INTO run (began_at, version) VALUES (?1, ?2)",
+                params![now, env!("CARGO_PKG_VERSION")],
+            )?;
+            Ok(db.last_insert_rowid())
+        })()
         .map_err(|error| Error::ledger(path, error))?;
         Ok(Self {
-            run: db.last_insert_rowid(),
             db,
             path: path.to_owned(),
+            run,
             epochs: HashMap::new(),
             _lock: lock,
         })
@@ -314,7 +321,15 @@ impl Ledger {
         } = self;
         let committed = (|| {
             let transaction = db.transaction()?;
-            insert(&transaction, *run, epochs, records)?;
+            for record in records {
+                match record {
+                    Record::Attempt(attempt) => insert_attempt(&transaction, *run, attempt)?,
+                    Record::Batch(batch) => {
+                        let epoch = epoch_of(&transaction, epochs, batch)?;
+                        insert_batch(&transaction, batch, epoch)?;
+                    }
+                }
+            }
             transaction.commit()
         })();
         if committed.is_err() {
@@ -424,6 +439,11 @@ impl Reader {
         })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The recipes and how their questions ended.
     ///
     /// # Errors
@@ -476,7 +496,7 @@ impl Reader {
     ) -> Result<T> {
         let sql = "SELECT key, query_id, document_ids, sample, text, answer, at, rowid \
                    FROM judgement WHERE recipe = ?1 AND outcome = 'ok' \
-                   UNION \
+                   UNION ALL \
                    SELECT key, alias.query_id, alias.document_ids, sample, text, answer, at, \
                    judgement.rowid FROM alias JOIN judgement USING (key) \
                    WHERE recipe = ?1 AND outcome = 'ok' \
@@ -523,27 +543,9 @@ impl Reader {
         self.sql(spent)
     }
 
-    /// Runs queries of another module's.
-    pub(crate) fn with<T>(&self, run: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        run(&self.db)
-    }
-
     fn sql<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         run(&self.db).map_err(|error| Error::ledger(&self.path, error))
     }
-}
-
-/// Locks a ledger for writing and opens it, or makes one, and books what killed runs left in
-/// flight. It is locked as long as the file is open.
-pub(crate) fn connect(path: &Path) -> Result<(Connection, File)> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let lock = lock(path)?;
-    let mut db = Connection::open(path).map_err(|error| Error::ledger(path, error))?;
-    prepare(&mut db, path)?;
-    book_killed_runs(&db).map_err(|error| Error::ledger(path, error))?;
-    Ok((db, lock))
 }
 
 /// The time now, RFC 3339 in UTC.
@@ -554,7 +556,7 @@ pub(crate) fn now() -> String {
 }
 
 /// One writer at a time: the second learns who is first.
-pub(crate) fn lock(path: &Path) -> Result<File> {
+fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let path_of_lock = PathBuf::from(name);
@@ -580,8 +582,8 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Sets a connection up and makes the tables of a new file.
-fn prepare(db: &mut Connection, path: &Path) -> Result<()> {
+/// Sets a connection up and makes the tables of a new file; whether they were there before.
+fn prepare(db: &mut Connection, path: &Path) -> Result<bool> {
     let sqlite = rusqlite::version_number();
     if sqlite < LEAST_SQLITE {
         return Err(Error::File {
@@ -611,7 +613,7 @@ fn prepare(db: &mut Connection, path: &Path) -> Result<()> {
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
         }
-        Ok(())
+        Ok(tables > 0)
     })()
     .map_err(broken)
 }
@@ -635,11 +637,11 @@ fn check_version(db: &Connection, path: &Path) -> Result<()> {
 }
 
 /// What a killed run may have had in flight counts as spent.
-pub(crate) fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
+fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
     db.execute(
-        "INSERT OR IGNORE INTO attempt (run, number, at, endpoint, problem, latency_ms, \
-         input_tokens, cached_tokens, output_tokens, micros, estimated) \
-         SELECT id, 0, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, \
+        "INSERT INTO attempt (run, at, endpoint, problem, latency_ms, input_tokens, cached_tokens, \
+         output_tokens, micros, estimated) \
+         SELECT id, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, \
          at_risk_tokens, 0, 0, at_risk_micros, 1 \
          FROM run WHERE ended_at IS NULL AND (at_risk_micros > 0 OR at_risk_tokens > 0)",
         [now()],
@@ -677,7 +679,7 @@ fn json_array(ids: &[String]) -> String {
     Value::from(ids).to_string()
 }
 
-pub(crate) fn spent(db: &Connection) -> rusqlite::Result<Spent> {
+fn spent(db: &Connection) -> rusqlite::Result<Spent> {
     db.query_row(
         "SELECT count(*), coalesce(sum(input_tokens + output_tokens), 0), \
          coalesce(sum(micros), 0) FROM attempt",
@@ -692,36 +694,14 @@ pub(crate) fn spent(db: &Connection) -> rusqlite::Result<Spent> {
     )
 }
 
-/// Puts records into an open transaction.
-fn insert(
-    db: &Connection,
-    run: i64,
-    epochs: &mut HashMap<i64, (i64, String)>,
-    records: &[Record],
-) -> rusqlite::Result<()> {
-    let mut attempt = None;
-    for record in records {
-        match record {
-            Record::Attempt(sent) => attempt = Some((run, insert_attempt(db, run, sent)?)),
-            Record::Batch(batch) => {
-                let epoch = epoch_of(db, epochs, batch)?;
-                insert_batch(db, batch, epoch, attempt.take())?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Returns its number within the run.
-fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Result<i64> {
+fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Result<()> {
     let usage = &attempt.usage;
     let mut insert = db.prepare_cached(
-        "INSERT INTO attempt (run, number, at, endpoint, status, problem, latency_ms, \
-         input_tokens, cached_tokens, output_tokens, micros, estimated) VALUES (?1, 1 + coalesce(\
-         (SELECT number FROM attempt WHERE run = ?1 ORDER BY number DESC LIMIT 1), 0), \
-         ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING number",
+        "INSERT INTO attempt (run, at, endpoint, status, problem, latency_ms, input_tokens, \
+         cached_tokens, output_tokens, micros, estimated) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
-    let values = params![
+    insert.execute(params![
         run,
         attempt.at,
         attempt.endpoint,
@@ -733,8 +713,8 @@ fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Res
         usage.output_tokens,
         usage.micros,
         usage.estimated,
-    ];
-    insert.query_row(values, |row| row.get(0))
+    ])?;
+    Ok(())
 }
 
 fn begin_epoch(
@@ -780,13 +760,7 @@ fn epoch_of(
     Ok(Some(epoch))
 }
 
-fn insert_batch(
-    db: &Connection,
-    batch: &Batch,
-    epoch: Option<i64>,
-    request: Option<(i64, i64)>,
-) -> rusqlite::Result<()> {
-    let (run, attempt) = request.unzip();
+fn insert_batch(db: &Connection, batch: &Batch, epoch: Option<i64>) -> rusqlite::Result<()> {
     let reply = match &batch.reply {
         None => None,
         Some(body) => {
@@ -800,12 +774,11 @@ fn insert_batch(
     };
     let mut insert = db.prepare_cached(
         "INSERT INTO judgement (key, recipe, epoch, query_id, document_ids, sample, text, outcome, \
-         answer, problem, reply, request_id, run, attempt, at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+         answer, problem, reply, request_id, at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
          ON CONFLICT (key) DO UPDATE SET epoch = excluded.epoch, outcome = excluded.outcome, \
          answer = excluded.answer, problem = excluded.problem, reply = excluded.reply, \
-         request_id = excluded.request_id, run = excluded.run, attempt = excluded.attempt, \
-         at = excluded.at WHERE judgement.outcome <> 'ok'",
+         request_id = excluded.request_id, at = excluded.at WHERE judgement.outcome <> 'ok'",
     )?;
     for entry in &batch.entries {
         let (answer, problem) = match &entry.ended {
@@ -825,8 +798,6 @@ fn insert_batch(
             problem,
             reply,
             batch.request_id,
-            run,
-            attempt,
             entry.at,
         ])?;
     }

@@ -11,31 +11,35 @@
 //! between a reply and the disk), judgements are on record once: their key is all that determines
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
-mod batch;
+mod audit;
 mod collect;
 mod dialect;
 mod error;
-mod export;
+mod graph;
+mod gullible;
 mod job;
 mod limits;
-mod merge;
+mod prepare;
 mod prompt;
+mod questions;
 mod replica;
 mod retry;
 mod seal;
 mod secret;
-mod shard;
+mod strength;
+mod treatment;
 
 pub mod ledger;
 pub mod money;
 
-pub use batch::{BatchSettings, collect_in_batches};
+pub use audit::{
+    Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
+    Mass, Order, Unlisted, audit,
+};
 pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
-pub use export::{Format, export};
+pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
-pub use merge::{Merged, merge};
-pub use seal::{Sealed, import, seal};
+pub use seal::{PositionBias, Sealed, import, position_bias, seal};
 pub use secret::KeySettings;
-pub use shard::{Part, Shard};

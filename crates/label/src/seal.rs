@@ -1,5 +1,7 @@
 //! From the ledger to a label set, and from judgements made elsewhere into the ledger.
 
+mod strengths;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -11,9 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
-use crate::job::{LabelSettings, Teacher};
+use crate::job::{LabelSettings, PROBE, Teacher};
 use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
+use crate::prompt::Kind;
 use crate::{Error, Result};
+use strengths::Strengths;
+
+pub use strengths::{PositionBias, position_bias};
 
 /// A label set that was written.
 #[derive(Clone, Debug, Serialize)]
@@ -26,7 +32,8 @@ pub struct Sealed {
 
 /// Writes the judgements of one recipe as a label set: all of them, or those that `candidates`
 /// names. Samples of a pair are averaged; of a pair whose text was edited, the text that was
-/// judged last counts.
+/// judged last counts. From comparisons and orders the strengths of a query's documents are fitted,
+/// all that were judged together; a strength is sealed as the probability of its sigmoid.
 ///
 /// # Errors
 /// A ledger with several recipes and none named, a pair of `candidates` without a judgement, a
@@ -40,7 +47,8 @@ pub fn seal(
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
-    let scale = scale_of(&recipe.spec);
+    let scale = scale(&recipe.spec);
+    let kind = Kind::of(&recipe.spec);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         top_grade: usize::try_from(grades)
@@ -64,10 +72,17 @@ pub fn seal(
     };
     let mut rows = 0;
     let digest = reader.judgements(recipe.id, |entries| {
-        let labels = Labels {
-            entries: entries.peekable(),
-            scale,
-            wanted,
+        let labels: Box<dyn Iterator<Item = Result<Label>> + '_> = match kind {
+            Kind::Graded => Box::new(Graded {
+                entries: entries.peekable(),
+                scale,
+                ledger,
+            }),
+            Kind::Pairwise | Kind::Listwise => Box::new(Strengths::new(entries, kind, ledger)),
+        };
+        let labels = Wanted {
+            labels,
+            missing: wanted,
             ledger,
         };
         Ok(label_set::write(
@@ -79,26 +94,23 @@ pub fn seal(
     Ok(Sealed { rows, digest })
 }
 
-/// Entries, in the order of pairs and of time, as labels.
-pub(crate) struct Labels<'a, I: Iterator> {
-    pub(crate) entries: std::iter::Peekable<I>,
-    /// What a reranker's scores are.
-    pub(crate) scale: Scale,
+/// Those of the labels that are wanted, and an error for those that did not come.
+struct Wanted<'a, I> {
+    labels: I,
     /// The pairs that are still to come; `None` takes all that comes.
-    pub(crate) wanted: Option<HashSet<(String, String)>>,
-    pub(crate) ledger: &'a Path,
+    missing: Option<HashSet<(String, String)>>,
+    ledger: &'a Path,
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
+impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
     type Item = retort_data::Result<Label>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Some(first) = self.entries.next() else {
+            let Some(label) = self.labels.next() else {
                 return self.missing().map(Err);
             };
-            let label = first.and_then(|first| self.label(first));
-            match (label, &mut self.wanted) {
+            match (label, &mut self.missing) {
                 (Err(error), _) => return Some(Err(self.problem(error.to_string()))),
                 (Ok(label), None) => return Some(Ok(label)),
                 (Ok(label), Some(wanted)) => {
@@ -112,7 +124,44 @@ impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
     }
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
+impl<I> Wanted<'_, I> {
+    /// What is wrong when all labels came: pairs that were wanted and did not come.
+    fn missing(&mut self) -> Option<retort_data::Error> {
+        let wanted = self.missing.take()?;
+        let (query, document) = wanted.iter().min()?;
+        Some(self.problem(format!(
+            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
+             for them",
+            wanted.len()
+        )))
+    }
+
+    fn problem(&self, problem: String) -> retort_data::Error {
+        retort_data::Error::File {
+            path: self.ledger.to_owned(),
+            problem,
+        }
+    }
+}
+
+/// Entries about one document each, in the order of pairs and of time, as labels.
+struct Graded<'a, I: Iterator> {
+    entries: std::iter::Peekable<I>,
+    /// What a reranker's scores are.
+    scale: Scale,
+    ledger: &'a Path,
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Iterator for Graded<'_, I> {
+    type Item = Result<Label>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.entries.next()?;
+        Some(first.and_then(|first| self.label(first)))
+    }
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
     /// The label of the pair that `first` and maybe the entries after it are about.
     fn label(&mut self, first: Entry) -> Result<Label> {
         let mut of_pair = vec![first];
@@ -129,7 +178,7 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
         let (mut probabilities, mut mass) = (Vec::new(), 0.0);
         for entry in &of_pair {
             let Ok(answer) = &entry.ended else { continue };
-            let (of_answer, mass_of_answer) = read(answer, self.scale, self.ledger)?;
+            let (of_answer, mass_of_answer) = self.read(answer)?;
             probabilities.resize(of_answer.len(), 0.0);
             for (sum, probability) in probabilities.iter_mut().zip(of_answer) {
                 *sum += probability / samples;
@@ -148,50 +197,24 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
         })
     }
 
-    /// What is wrong when all entries are read: pairs that were wanted and did not come.
-    fn missing(&mut self) -> Option<retort_data::Error> {
-        let wanted = self.wanted.take()?;
-        let (query, document) = wanted.iter().min()?;
-        Some(self.problem(format!(
-            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
-             for them",
-            wanted.len()
-        )))
+    /// The probabilities of an answer's grades, and their mass.
+    fn read(&self, answer: &Value) -> Result<(Vec<f64>, f64)> {
+        let answer = Answer::deserialize(answer).map_err(|error| unreadable(self.ledger, error))?;
+        Ok(match (answer, self.scale) {
+            (
+                Answer::Graded {
+                    probabilities,
+                    mass,
+                },
+                _,
+            ) => (probabilities, mass),
+            (Answer::Scored { score }, Scale::Probability) => (vec![1.0 - score, score], 1.0),
+            (Answer::Scored { score }, Scale::Logit) => {
+                let relevant = 1.0 / (1.0 + (-score).exp());
+                (vec![1.0 - relevant, relevant], 1.0)
+            }
+        })
     }
-
-    fn problem(&self, problem: String) -> retort_data::Error {
-        retort_data::Error::File {
-            path: self.ledger.to_owned(),
-            problem,
-        }
-    }
-}
-
-/// The probabilities of an answer's grades, and their mass.
-pub(crate) fn read(answer: &Value, scale: Scale, ledger: &Path) -> Result<(Vec<f64>, f64)> {
-    let answer = Answer::deserialize(answer).map_err(|error| Error::File {
-        path: ledger.to_owned(),
-        problem: format!("a row can't be read: {error}"),
-    })?;
-    Ok(match (answer, scale) {
-        (
-            Answer::Graded {
-                probabilities,
-                mass,
-            },
-            _,
-        ) => (probabilities, mass),
-        (Answer::Scored { score }, Scale::Probability) => (vec![1.0 - score, score], 1.0),
-        (Answer::Scored { score }, Scale::Logit) => {
-            let relevant = 1.0 / (1.0 + (-score).exp());
-            (vec![1.0 - relevant, relevant], 1.0)
-        }
-    })
-}
-
-/// What a recipe's scores are.
-pub(crate) fn scale_of(recipe: &Value) -> Scale {
-    Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
 }
 
 /// An answer as the ledger has it.
@@ -204,12 +227,50 @@ enum Answer {
     Scored { score: f64 },
 }
 
-/// The recipe of that number, or the only one.
-pub(crate) fn chosen(
-    recipes: Vec<RecipeStatus>,
+fn unreadable(ledger: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::File {
+        path: ledger.to_owned(),
+        problem: format!("a row can't be read: {problem}"),
+    }
+}
+
+/// Every label that a ledger's judgements by a recipe make, by query and document; none where there
+/// is no such ledger or recipe.
+pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, String), Label>> {
+    let mut found = HashMap::new();
+    if !ledger.exists() {
+        return Ok(found);
+    }
+    let reader = Reader::open(ledger)?;
+    let recipes = reader.recipes()?;
+    if let Some(recipe) = recipes.iter().find(|one| one.spec == *recipe) {
+        reader.judgements(recipe.id, |entries| {
+            let labels = Graded {
+                entries: entries.peekable(),
+                scale: scale(&recipe.spec),
+                ledger,
+            };
+            for label in labels {
+                let label = label?;
+                found.insert((label.query_id.clone(), label.document_id.clone()), label);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// What the scores of a recipe are, if it is a reranker's.
+fn scale(recipe: &Value) -> Scale {
+    Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
+}
+
+fn chosen(
+    mut recipes: Vec<RecipeStatus>,
     wanted: Option<i64>,
     ledger: &Path,
 ) -> Result<RecipeStatus> {
+    recipes.retain(|one| one.spec[PROBE].is_null());
     let ids: Vec<String> = recipes.iter().map(|one| one.id.to_string()).collect();
     let several = recipes.len() > 1;
     let found = recipes
@@ -219,11 +280,14 @@ pub(crate) fn chosen(
         Some(recipe) if wanted.is_some() || !several => Ok(recipe),
         _ => Err(Error::File {
             path: ledger.to_owned(),
-            problem: format!(
-                "holds the recipes {}: name one of them with --recipe (`labels status` shows what \
-                 they are)",
-                ids.join(", ")
-            ),
+            problem: match &*ids {
+                [] => "holds no labels yet: `retort label` collects them".to_owned(),
+                ids => format!(
+                    "holds the recipes {}: name one of them with --recipe (`labels status` shows \
+                     what they are)",
+                    ids.join(", ")
+                ),
+            },
         }),
     }
 }
@@ -233,59 +297,11 @@ pub(crate) fn chosen(
 struct Imported {
     query_id: String,
     document_id: String,
-    #[serde(default)]
-    sample: u32,
-    #[serde(default)]
-    outcome: Outcome,
-    probabilities: Option<Vec<f64>>,
+    probabilities: Vec<f64>,
     #[serde(default = "whole")]
     mass: f64,
-    score: Option<f64>,
-    problem: Option<String>,
     text: Option<String>,
     at: Option<String>,
-}
-
-impl Imported {
-    /// How it ended; of an answer, what is wrong with it if anything is.
-    fn ended(
-        &self,
-        recipe: &Value,
-        file: &Path,
-    ) -> Result<Result<Value, (Outcome, String)>, String> {
-        if self.outcome != Outcome::Ok {
-            let problem = self.problem.clone().unwrap_or_default();
-            return Ok(Err((self.outcome, problem)));
-        }
-        let answer = match (&self.probabilities, self.score) {
-            (_, Some(score)) => json!({"score": score}),
-            (Some(probabilities), None) => {
-                json!({"probabilities": probabilities, "mass": self.mass})
-            }
-            (None, None) => return Err("has neither `probabilities` nor a `score`".to_owned()),
-        };
-        let top_grade = recipe["grades"]
-            .as_u64()
-            .and_then(|grades| usize::try_from(grades).ok())
-            .unwrap_or_default()
-            .saturating_sub(1);
-        let (probabilities, mass) =
-            read(&answer, scale_of(recipe), file).map_err(|error| error.to_string())?;
-        let label = Label {
-            query_id: String::new(),
-            document_id: String::new(),
-            grade: expected_grade(&probabilities),
-            probabilities,
-            mass,
-            samples: 1,
-            text: String::new(),
-            at: String::new(),
-        };
-        match label.problem(top_grade) {
-            Some(problem) => Err(problem),
-            None => Ok(Ok(answer)),
-        }
-    }
 }
 
 fn whole() -> f64 {
@@ -300,7 +316,13 @@ fn whole() -> f64 {
 /// (file and line); nothing is imported then.
 pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let teacher = Teacher::new(settings)?;
+    if teacher.kind != Kind::Graded {
+        let problem = "prompt: judgements can be imported of one document each, and this one asks \
+                       about several";
+        return Err(Error::Setting(problem.to_owned()));
+    }
     let collection = Collection::read(&settings.collection)?;
+    let top_grade = teacher.top_grade();
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
     let mut entries = Vec::new();
     for (line, row) in jsonl::read_numbered::<Imported>(file, expected)? {
@@ -314,25 +336,37 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
         let query = collection.query(&row.query_id, file)?;
         let document = collection.document(&row.document_id, file)?;
         let text = text_digest(query, document);
-        if row.text.as_ref().is_some_and(|judged| *judged != text) {
+        if row.text.is_some_and(|judged| judged != text) {
             return Err(refused(
                 "was made on other texts than the collection has now".to_owned(),
             ));
         }
-        let ended = row.ended(&teacher.recipe, file).map_err(refused)?;
+        let label = Label {
+            query_id: row.query_id,
+            document_id: row.document_id,
+            grade: expected_grade(&row.probabilities),
+            probabilities: row.probabilities,
+            mass: row.mass,
+            samples: 1,
+            text,
+            at: row.at.unwrap_or_else(now),
+        };
+        if let Some(problem) = label.problem(top_grade) {
+            return Err(refused(problem));
+        }
         entries.push(Entry {
             key: Key::new(
                 &teacher.recipe_digest,
-                row.sample,
+                0,
                 &query.text,
                 &[&document.full_text()],
             ),
-            query_id: row.query_id,
-            document_ids: vec![row.document_id],
-            sample: row.sample,
-            text,
-            ended,
-            at: row.at.unwrap_or_else(now),
+            query_id: label.query_id,
+            document_ids: vec![label.document_id],
+            sample: 0,
+            text: label.text,
+            ended: Ok(json!({"probabilities": label.probabilities, "mass": label.mass})),
+            at: label.at,
         });
     }
     let mut ledger = Ledger::open(&settings.ledger)?;
