@@ -1,15 +1,17 @@
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::{HumanDuration, ProgressBar};
+use indicatif::HumanDuration;
 use retort_data::settings;
 use retort_label::{Collected, LabelSettings, Plan, Progress};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::progress;
+use crate::{memory, progress};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -25,6 +27,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     again: bool,
 
+    /// Ask at once: do not probe the endpoints first
+    #[arg(long)]
+    no_preflight: bool,
+
     /// Send nothing: say what would be sent where, what it can cost at most, and show one request
     #[arg(long)]
     dry_run: bool,
@@ -34,7 +40,9 @@ pub(crate) struct Arguments {
 const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    let mut settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    settings.preflight &= !arguments.no_preflight;
+    memory::keep_private();
     if arguments.dry_run {
         let plan = retort_label::plan(&settings, arguments.again)?;
         progress::summary(as_json, &describe(&plan), &json!(plan));
@@ -42,32 +50,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     }
     let bar = progress::bar(0, "label");
     let started = Instant::now();
-    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
-    let collected = runtime.block_on(retort_label::collect(
-        &settings,
-        arguments.again,
-        reporter(&bar),
-        told_to_stop(),
-    ));
-    bar.finish_and_clear();
-    let collected = collected?;
-    let in_all = HumanDuration(started.elapsed());
-    progress::summary(
-        as_json,
-        &format!(
-            "{}: {} in {in_all}",
-            settings.ledger.display(),
-            in_words(&collected)
-        ),
-        &json!({"ledger": settings.ledger, "collected": collected}),
-    );
-    Ok(())
-}
-
-/// Shows how far a job is: on the bar, or in a line now and then where there is none.
-pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
-    let started = Instant::now();
-    move |now| {
+    let report = |now: Progress| {
         let rate = now.done as f64 / started.elapsed().as_secs_f64();
         let Progress {
             done,
@@ -85,12 +68,32 @@ pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
             let left = (total - done) as f64 / rate / 60.0;
             tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
         }
-    }
+    };
+    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
+    let collected = runtime.block_on(retort_label::collect(
+        &settings,
+        arguments.again,
+        report,
+        told_to_stop(),
+    ));
+    bar.finish_and_clear();
+    let collected = collected?;
+    let in_all = HumanDuration(started.elapsed());
+    progress::summary(
+        as_json,
+        &format!(
+            "{}: {} in {in_all}",
+            settings.ledger.display(),
+            in_words(&collected)
+        ),
+        &json!({"ledger": settings.ledger, "collected": collected}),
+    );
+    Ok(())
 }
 
 /// The name of the first signal to stop; a second one ends the process at once, which the ledger
 /// survives too.
-pub(crate) async fn told_to_stop() -> &'static str {
+async fn told_to_stop() -> &'static str {
     let signal = first_signal().await;
     tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
     tokio::spawn(async {
@@ -140,26 +143,46 @@ fn in_words(collected: &Collected) -> String {
     )
 }
 
+/// What a job would send where.
 pub(crate) fn describe(plan: &Plan) -> String {
     let Plan {
         questions,
         known,
         given_up,
         to_ask,
+        probes,
         most_tokens,
         most_micros,
-        endpoints,
+        redacted,
+        destinations,
         first_request,
     } = plan;
-    let endpoints = endpoints.join(", ");
+    let destinations: Vec<String> = destinations
+        .iter()
+        .map(|one| format!("{} ({})", one.endpoint, one.reach))
+        .collect();
+    let destinations = destinations.join(", ");
     let money = *most_micros as f64 / 1e6;
+    let redacted = match redactions(redacted) {
+        counts if counts.is_empty() => counts,
+        counts => format!("\nreplaced in their texts: {counts}"),
+    };
     let request = match first_request {
         Some(request) => format!("\nthe first request:\n{request:#}"),
         None => String::new(),
     };
     format!(
         "{questions} questions, {known} answered before, {given_up} given up before\n\
-         {to_ask} would be asked of {endpoints}\n\
-         they can't take more than {most_tokens} tokens and {money:.2} in money{request}"
+         {to_ask} would be asked of {destinations}, after {probes} probes\n\
+         they can't take more than {most_tokens} tokens and {money:.2} in money{redacted}\
+         {request}"
     )
+}
+
+/// Counts by kind, in words.
+pub(crate) fn redactions(counts: &BTreeMap<impl Display, u64>) -> String {
+    let counts: Vec<String> = (counts.iter())
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
+    counts.join(", ")
 }

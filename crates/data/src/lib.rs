@@ -11,7 +11,6 @@
 
 mod error;
 
-pub mod agreement;
 pub mod bm25;
 pub mod candidates;
 pub mod collection;

@@ -1,7 +1,5 @@
 //! From the ledger to a label set, and from judgements made elsewhere into the ledger.
 
-mod strengths;
-
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -13,13 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
-use crate::job::{LabelSettings, PROBE, Teacher};
+use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
-use crate::prompt::Kind;
+use crate::redact::Redactor;
 use crate::{Error, Result};
-use strengths::Strengths;
-
-pub use strengths::{PositionBias, position_bias};
 
 /// A label set that was written.
 #[derive(Clone, Debug, Serialize)]
@@ -32,8 +27,7 @@ pub struct Sealed {
 
 /// Writes the judgements of one recipe as a label set: all of them, or those that `candidates`
 /// names. Samples of a pair are averaged; of a pair whose text was edited, the text that was
-/// judged last counts. From comparisons and orders the strengths of a query's documents are fitted,
-/// all that were judged together; a strength is sealed as the probability of its sigmoid.
+/// judged last counts.
 ///
 /// # Errors
 /// A ledger with several recipes and none named, a pair of `candidates` without a judgement, a
@@ -47,8 +41,7 @@ pub fn seal(
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
-    let scale = scale(&recipe.spec);
-    let kind = Kind::of(&recipe.spec);
+    let scale = Scale::deserialize(&recipe.spec["scale"]).unwrap_or(Scale::Probability);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         top_grade: usize::try_from(grades)
@@ -56,6 +49,7 @@ pub fn seal(
             .saturating_sub(1),
         recipe: recipe.spec,
         models: recipe.models,
+        probes: recipe.probes,
         rows: 0,
         shards: Vec::new(),
         sealed_by: format!("retort {}", env!("CARGO_PKG_VERSION")),
@@ -72,17 +66,10 @@ pub fn seal(
     };
     let mut rows = 0;
     let digest = reader.judgements(recipe.id, |entries| {
-        let labels: Box<dyn Iterator<Item = Result<Label>> + '_> = match kind {
-            Kind::Graded => Box::new(Graded {
-                entries: entries.peekable(),
-                scale,
-                ledger,
-            }),
-            Kind::Pairwise | Kind::Listwise => Box::new(Strengths::new(entries, kind, ledger)),
-        };
-        let labels = Wanted {
-            labels,
-            missing: wanted,
+        let labels = Labels {
+            entries: entries.peekable(),
+            scale,
+            wanted,
             ledger,
         };
         Ok(label_set::write(
@@ -94,23 +81,26 @@ pub fn seal(
     Ok(Sealed { rows, digest })
 }
 
-/// Those of the labels that are wanted, and an error for those that did not come.
-struct Wanted<'a, I> {
-    labels: I,
+/// Entries, in the order of pairs and of time, as labels.
+struct Labels<'a, I: Iterator> {
+    entries: std::iter::Peekable<I>,
+    /// What a reranker's scores are.
+    scale: Scale,
     /// The pairs that are still to come; `None` takes all that comes.
-    missing: Option<HashSet<(String, String)>>,
+    wanted: Option<HashSet<(String, String)>>,
     ledger: &'a Path,
 }
 
-impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
+impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
     type Item = retort_data::Result<Label>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Some(label) = self.labels.next() else {
+            let Some(first) = self.entries.next() else {
                 return self.missing().map(Err);
             };
-            match (label, &mut self.missing) {
+            let label = first.and_then(|first| self.label(first));
+            match (label, &mut self.wanted) {
                 (Err(error), _) => return Some(Err(self.problem(error.to_string()))),
                 (Ok(label), None) => return Some(Ok(label)),
                 (Ok(label), Some(wanted)) => {
@@ -124,44 +114,7 @@ impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
     }
 }
 
-impl<I> Wanted<'_, I> {
-    /// What is wrong when all labels came: pairs that were wanted and did not come.
-    fn missing(&mut self) -> Option<retort_data::Error> {
-        let wanted = self.missing.take()?;
-        let (query, document) = wanted.iter().min()?;
-        Some(self.problem(format!(
-            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
-             for them",
-            wanted.len()
-        )))
-    }
-
-    fn problem(&self, problem: String) -> retort_data::Error {
-        retort_data::Error::File {
-            path: self.ledger.to_owned(),
-            problem,
-        }
-    }
-}
-
-/// Entries about one document each, in the order of pairs and of time, as labels.
-struct Graded<'a, I: Iterator> {
-    entries: std::iter::Peekable<I>,
-    /// What a reranker's scores are.
-    scale: Scale,
-    ledger: &'a Path,
-}
-
-impl<I: Iterator<Item = Result<Entry>>> Iterator for Graded<'_, I> {
-    type Item = Result<Label>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let first = self.entries.next()?;
-        Some(first.and_then(|first| self.label(first)))
-    }
-}
-
-impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
+impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
     /// The label of the pair that `first` and maybe the entries after it are about.
     fn label(&mut self, first: Entry) -> Result<Label> {
         let mut of_pair = vec![first];
@@ -199,7 +152,10 @@ impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
 
     /// The probabilities of an answer's grades, and their mass.
     fn read(&self, answer: &Value) -> Result<(Vec<f64>, f64)> {
-        let answer = Answer::deserialize(answer).map_err(|error| unreadable(self.ledger, error))?;
+        let answer = Answer::deserialize(answer).map_err(|error| Error::File {
+            path: self.ledger.to_owned(),
+            problem: format!("a row can't be read: {error}"),
+        })?;
         Ok(match (answer, self.scale) {
             (
                 Answer::Graded {
@@ -215,6 +171,24 @@ impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
             }
         })
     }
+
+    /// What is wrong when all entries are read: pairs that were wanted and did not come.
+    fn missing(&mut self) -> Option<retort_data::Error> {
+        let wanted = self.wanted.take()?;
+        let (query, document) = wanted.iter().min()?;
+        Some(self.problem(format!(
+            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
+             for them",
+            wanted.len()
+        )))
+    }
+
+    fn problem(&self, problem: String) -> retort_data::Error {
+        retort_data::Error::File {
+            path: self.ledger.to_owned(),
+            problem,
+        }
+    }
 }
 
 /// An answer as the ledger has it.
@@ -227,50 +201,7 @@ enum Answer {
     Scored { score: f64 },
 }
 
-fn unreadable(ledger: &Path, problem: impl std::fmt::Display) -> Error {
-    Error::File {
-        path: ledger.to_owned(),
-        problem: format!("a row can't be read: {problem}"),
-    }
-}
-
-/// Every label that a ledger's judgements by a recipe make, by query and document; none where there
-/// is no such ledger or recipe.
-pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, String), Label>> {
-    let mut found = HashMap::new();
-    if !ledger.exists() {
-        return Ok(found);
-    }
-    let reader = Reader::open(ledger)?;
-    let recipes = reader.recipes()?;
-    if let Some(recipe) = recipes.iter().find(|one| one.spec == *recipe) {
-        reader.judgements(recipe.id, |entries| {
-            let labels = Graded {
-                entries: entries.peekable(),
-                scale: scale(&recipe.spec),
-                ledger,
-            };
-            for label in labels {
-                let label = label?;
-                found.insert((label.query_id.clone(), label.document_id.clone()), label);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(found)
-}
-
-/// What the scores of a recipe are, if it is a reranker's.
-fn scale(recipe: &Value) -> Scale {
-    Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
-}
-
-fn chosen(
-    mut recipes: Vec<RecipeStatus>,
-    wanted: Option<i64>,
-    ledger: &Path,
-) -> Result<RecipeStatus> {
-    recipes.retain(|one| one.spec[PROBE].is_null());
+fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Result<RecipeStatus> {
     let ids: Vec<String> = recipes.iter().map(|one| one.id.to_string()).collect();
     let several = recipes.len() > 1;
     let found = recipes
@@ -280,14 +211,11 @@ fn chosen(
         Some(recipe) if wanted.is_some() || !several => Ok(recipe),
         _ => Err(Error::File {
             path: ledger.to_owned(),
-            problem: match &*ids {
-                [] => "holds no labels yet: `retort label` collects them".to_owned(),
-                ids => format!(
-                    "holds the recipes {}: name one of them with --recipe (`labels status` shows \
-                     what they are)",
-                    ids.join(", ")
-                ),
-            },
+            problem: format!(
+                "holds the recipes {}: name one of them with --recipe (`labels status` shows what \
+                 they are)",
+                ids.join(", ")
+            ),
         }),
     }
 }
@@ -316,16 +244,22 @@ fn whole() -> f64 {
 /// (file and line); nothing is imported then.
 pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let teacher = Teacher::new(settings)?;
-    if teacher.kind != Kind::Graded {
-        let problem = "prompt: judgements can be imported of one document each, and this one asks \
-                       about several";
-        return Err(Error::Setting(problem.to_owned()));
-    }
     let collection = Collection::read(&settings.collection)?;
-    let top_grade = teacher.top_grade();
+    let top_grade = teacher.recipe["grades"]
+        .as_u64()
+        .and_then(|grades| usize::try_from(grades).ok())
+        .unwrap_or_default()
+        .saturating_sub(1);
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
+    let rows = jsonl::read_numbered::<Imported>(file, expected)?;
+    let mut texts = Vec::new();
+    for (_, row) in &rows {
+        texts.push(collection.query(&row.query_id, file)?.text.clone());
+        texts.push(collection.document(&row.document_id, file)?.full_text());
+    }
+    let redactor = Redactor::new(settings, texts.into_iter())?;
     let mut entries = Vec::new();
-    for (line, row) in jsonl::read_numbered::<Imported>(file, expected)? {
+    for (line, row) in rows {
         let refused = |problem: String| {
             Error::Data(retort_data::Error::Row {
                 path: file.to_owned(),
@@ -354,13 +288,10 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
         if let Some(problem) = label.problem(top_grade) {
             return Err(refused(problem));
         }
+        let sent = redactor.redact(&[&query.text, &document.full_text()])?;
+        let (query, document) = (&sent[0].text, &sent[1].text);
         entries.push(Entry {
-            key: Key::new(
-                &teacher.recipe_digest,
-                0,
-                &query.text,
-                &[&document.full_text()],
-            ),
+            key: Key::new(&teacher.recipe_digest, 0, query, &[document]),
             query_id: label.query_id,
             document_ids: vec![label.document_id],
             sample: 0,

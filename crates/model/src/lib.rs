@@ -23,7 +23,6 @@ mod bert;
 mod config;
 mod device;
 mod error;
-mod gelu;
 mod pairs;
 mod parallel;
 mod weights;

@@ -1,0 +1,112 @@
+//! What a job would do.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Questions, probing, worst_case};
+use crate::Result;
+use crate::job::{LabelSettings, Teacher};
+use crate::ledger::Reader;
+use crate::money::Amount;
+use crate::replica::reach;
+
+/// What a job would do (`--dry-run`).
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Questions that the candidates make.
+    pub questions: usize,
+    /// Of them, those that had an answer before.
+    pub known: usize,
+    /// Of them, those that had ended without one before and are not asked again.
+    pub given_up: usize,
+    /// Questions that would be asked.
+    pub to_ask: usize,
+    /// Requests that would probe the endpoints first.
+    pub probes: usize,
+    /// Tokens that they can't pass.
+    pub most_tokens: u64,
+    /// What they can't cost more than, in millionths of the currency.
+    pub most_micros: u64,
+    /// What is replaced in the texts of these questions, by kind.
+    pub redacted: BTreeMap<&'static str, u64>,
+    /// Where requests go.
+    pub destinations: Vec<Destination>,
+    /// The first request, as it would be sent.
+    pub first_request: Option<Value>,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, Serialize)]
+pub struct Destination {
+    /// The base URL.
+    pub endpoint: String,
+    /// Where that is and how texts travel there, in words.
+    pub reach: &'static str,
+}
+
+/// Says what a job would do, and sends nothing.
+///
+/// # Errors
+/// Bad input.
+pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
+    let teacher = Teacher::new(settings)?;
+    let mut questions = Questions::read(settings, &teacher)?;
+    let ledger = if settings.ledger.exists() {
+        Some(Reader::open(&settings.ledger)?)
+    } else {
+        None
+    };
+    questions.choose(again, |key| match &ledger {
+        Some(ledger) => ledger.find(key),
+        None => Ok(None),
+    })?;
+    let mut plan = Plan {
+        questions: questions.all,
+        known: questions.known,
+        given_up: questions.given_up,
+        to_ask: questions.asked.len(),
+        probes: 0,
+        most_tokens: 0,
+        most_micros: 0,
+        redacted: BTreeMap::new(),
+        destinations: Vec::new(),
+        first_request: None,
+    };
+    let found = match &ledger {
+        Some(ledger) => ledger.last_probe(&teacher.recipe_digest)?,
+        None => None,
+    };
+    let (script, found) = (questions.script(&teacher), probing::findings(found));
+    let is_probing = settings.preflight && plan.to_ask > 0;
+    for (replica, endpoint) in teacher.replicas.iter().zip(&settings.teacher.endpoints) {
+        plan.destinations.push(Destination {
+            endpoint: endpoint.clone(),
+            reach: reach(endpoint),
+        });
+        if is_probing && probing::held(&found, replica, &script, settings).is_none() {
+            for request in probing::requests(&script, &*teacher.dialect)? {
+                plan.probes += 1;
+                plan.add(worst_case(&request, settings));
+            }
+        }
+    }
+    for place in 0..questions.asked.len() {
+        let asked = questions.at(place)?;
+        let request = teacher.dialect.request(&[&asked.texts])?;
+        plan.add(worst_case(&request, settings));
+        for (kind, count) in asked.redacted.iter().flatten() {
+            *plan.redacted.entry(*kind).or_insert(0) += count;
+        }
+        plan.first_request.get_or_insert(request.body);
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    fn add(&mut self, worst: Amount) {
+        self.most_tokens += worst.tokens;
+        self.most_micros += worst.micros;
+    }
+}
