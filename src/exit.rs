@@ -19,6 +19,7 @@ const IO: u8 = 74;
 const TRANSIENT: u8 = 75;
 const AUTHENTICATION: u8 = 77;
 const CONFIGURATION: u8 = 78;
+const NOT_GOOD_ENOUGH: u8 = 80;
 const INTERRUPTED: u8 = 130;
 const TERMINATED: u8 = 143;
 
@@ -68,9 +69,10 @@ fn of_label(error: &LabelError) -> u8 {
         LabelError::Locked { .. }
         | LabelError::Gone { .. }
         | LabelError::Unlabelled { passing: true, .. } => TRANSIENT,
-        LabelError::Setting(_) | LabelError::Preflight { .. } => CONFIGURATION,
+        LabelError::Setting(_) => CONFIGURATION,
         LabelError::Authentication { .. } => AUTHENTICATION,
         LabelError::Teacher { .. } | LabelError::Budget { .. } => SERVICE_GONE,
+        LabelError::NotGoodEnough { .. } => NOT_GOOD_ENOUGH,
         LabelError::Interrupted { signal, .. } => match *signal {
             "SIGTERM" => TERMINATED,
             _ => INTERRUPTED,

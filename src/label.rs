@@ -1,17 +1,15 @@
-use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::HumanDuration;
+use indicatif::{HumanDuration, ProgressBar};
 use retort_data::settings;
 use retort_label::{Collected, LabelSettings, Plan, Progress};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::{memory, progress};
+use crate::progress;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -27,10 +25,6 @@ pub(crate) struct Arguments {
     #[arg(long)]
     again: bool,
 
-    /// Ask at once: do not probe the endpoints first
-    #[arg(long)]
-    no_preflight: bool,
-
     /// Send nothing: say what would be sent where, what it can cost at most, and show one request
     #[arg(long)]
     dry_run: bool,
@@ -40,9 +34,7 @@ pub(crate) struct Arguments {
 const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let mut settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
-    settings.preflight &= !arguments.no_preflight;
-    memory::keep_private();
+    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
     if arguments.dry_run {
         let plan = retort_label::plan(&settings, arguments.again)?;
         progress::summary(as_json, &describe(&plan), &json!(plan));
@@ -50,30 +42,11 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     }
     let bar = progress::bar(0, "label");
     let started = Instant::now();
-    let report = |now: Progress| {
-        let rate = now.done as f64 / started.elapsed().as_secs_f64();
-        let Progress {
-            done,
-            failed,
-            total,
-            tokens,
-            micros,
-        } = now;
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        let money = micros as f64 / 1e6;
-        let so_far = format!("{rate:.1} pairs/s | {failed} failed | {tokens} tokens | {money:.2}");
-        bar.set_message(so_far.clone());
-        if bar.is_hidden() && (done.is_multiple_of(PAIRS_PER_LINE) || done == total) {
-            let left = (total - done) as f64 / rate / 60.0;
-            tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
-        }
-    };
     let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
     let collected = runtime.block_on(retort_label::collect(
         &settings,
         arguments.again,
-        report,
+        reporter(&bar),
         told_to_stop(),
     ));
     bar.finish_and_clear();
@@ -91,9 +64,33 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Shows how far a job is: on the bar, or in a line now and then where there is none.
+pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
+    let started = Instant::now();
+    move |now| {
+        let rate = now.done as f64 / started.elapsed().as_secs_f64();
+        let Progress {
+            done,
+            failed,
+            total,
+            tokens,
+            micros,
+        } = now;
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        let money = micros as f64 / 1e6;
+        let so_far = format!("{rate:.1} pairs/s | {failed} failed | {tokens} tokens | {money:.2}");
+        bar.set_message(so_far.clone());
+        if bar.is_hidden() && (done.is_multiple_of(PAIRS_PER_LINE) || done == total) {
+            let left = (total - done) as f64 / rate / 60.0;
+            tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
+        }
+    }
+}
+
 /// The name of the first signal to stop; a second one ends the process at once, which the ledger
 /// survives too.
-async fn told_to_stop() -> &'static str {
+pub(crate) async fn told_to_stop() -> &'static str {
     let signal = first_signal().await;
     tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
     tokio::spawn(async {
@@ -143,46 +140,26 @@ fn in_words(collected: &Collected) -> String {
     )
 }
 
-/// What a job would send where.
 pub(crate) fn describe(plan: &Plan) -> String {
     let Plan {
         questions,
         known,
         given_up,
         to_ask,
-        probes,
         most_tokens,
         most_micros,
-        redacted,
-        destinations,
+        endpoints,
         first_request,
     } = plan;
-    let destinations: Vec<String> = destinations
-        .iter()
-        .map(|one| format!("{} ({})", one.endpoint, one.reach))
-        .collect();
-    let destinations = destinations.join(", ");
+    let endpoints = endpoints.join(", ");
     let money = *most_micros as f64 / 1e6;
-    let redacted = match redactions(redacted) {
-        counts if counts.is_empty() => counts,
-        counts => format!("\nreplaced in their texts: {counts}"),
-    };
     let request = match first_request {
         Some(request) => format!("\nthe first request:\n{request:#}"),
         None => String::new(),
     };
     format!(
         "{questions} questions, {known} answered before, {given_up} given up before\n\
-         {to_ask} would be asked of {destinations}, after {probes} probes\n\
-         they can't take more than {most_tokens} tokens and {money:.2} in money{redacted}\
-         {request}"
+         {to_ask} would be asked of {endpoints}\n\
+         they can't take more than {most_tokens} tokens and {money:.2} in money{request}"
     )
-}
-
-/// Counts by kind, in words.
-pub(crate) fn redactions(counts: &BTreeMap<impl Display, u64>) -> String {
-    let counts: Vec<String> = (counts.iter())
-        .map(|(kind, count)| format!("{count} {kind}"))
-        .collect();
-    counts.join(", ")
 }

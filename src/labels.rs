@@ -1,13 +1,16 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use retort_data::settings;
-use retort_label::ledger::{Reader, RecipeStatus, SentTo};
-use retort_label::{LabelSettings, Sealed};
+use retort_label::ledger::{Reader, RecipeStatus};
+use retort_label::{
+    AuditFile, AuditSettings, LabelSettings, PositionBias, ProbeSettings, Sealed, position_bias,
+};
 use serde_json::json;
+use tokio::runtime::Runtime;
 
-use crate::label::redactions;
-use crate::{memory, progress};
+use crate::{label, progress};
 
 /// What the ledger holds, and turning it into label sets.
 #[derive(Args)]
@@ -18,8 +21,7 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Say what a ledger holds: teachers and prompts, how their questions ended, what it cost, and
-    /// how much left for which host
+    /// Say what a ledger holds: teachers and prompts, how their questions ended, what it cost
     Status {
         /// The ledger
         #[arg(value_name = "LEDGER")]
@@ -44,6 +46,11 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         candidates: Option<PathBuf>,
     },
+    /// Say what a label set is worth: agreement with gold gains, calibration, spread
+    Audit(AuditArguments),
+    /// Find out whether a teacher can be talked into a grade: ask it about irrelevant documents, then
+    /// about the same with the query's words added, with orders to grade them high, and so on
+    Probe(ProbeArguments),
     /// Put judgements that were made elsewhere on the texts of a job into its ledger
     Import {
         /// One JSON object a line, with `query_id`, `document_id` and `probabilities`, and maybe
@@ -61,13 +68,69 @@ enum Verb {
     },
 }
 
+#[derive(Args)]
+struct AuditArguments {
+    /// The label set's folder
+    #[arg(value_name = "SET")]
+    labels: PathBuf,
+
+    /// The collection that was labelled, with its gold gains
+    #[arg(long, value_name = "DIR")]
+    collection: PathBuf,
+
+    /// The gains of this split alone, not of all there are
+    #[arg(long)]
+    split: Option<String>,
+
+    /// What is asked of the labels, as in configs/audit.toml; below it, the exit code is 80
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Override one setting; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// The labelling job whose teacher to ask; its budget, limits and ledger hold
+    #[arg(long, value_name = "FILE", default_value = "configs/label.toml")]
+    config: PathBuf,
+
+    /// Override one setting of the job; may be given again
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+
+    /// How many documents to try, each with all changes
+    #[arg(long, default_value_t = 50)]
+    documents: usize,
+
+    /// Another seed draws other documents
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// What is asked of the teacher, as in configs/audit.toml; below it, the exit code is 80
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+
+    /// Send nothing: say what would be sent where, what it can cost at most, and show one request
+    #[arg(long)]
+    dry_run: bool,
+}
+
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     match &arguments.verb {
         Verb::Status { ledger } => {
             let ledger = Reader::open(ledger)?;
-            let (recipes, spent, sent) = (ledger.recipes()?, ledger.spent()?, ledger.sent()?);
-            let mut lines: Vec<String> = recipes.iter().map(describe).collect();
-            lines.extend(sent.iter().map(departed));
+            let (recipes, spent) = (ledger.recipes()?, ledger.spent()?);
+            let mut lines = Vec::new();
+            let mut biases = Vec::new();
+            for recipe in &recipes {
+                let bias = position_bias(&ledger, recipe)?;
+                lines.push(describe(recipe));
+                lines.extend(bias.map(describe_bias));
+                biases.push(bias);
+            }
             let (requests, tokens) = (spent.requests, spent.tokens);
             let money = spent.micros as f64 / 1e6;
             progress::summary(
@@ -76,7 +139,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                     "{}\n{requests} requests, {tokens} tokens, {money:.2} in money",
                     lines.join("\n")
                 ),
-                &json!({"recipes": recipes, "spent": spent, "sent": sent}),
+                &json!({"recipes": recipes, "position_biases": biases, "spent": spent}),
             );
         }
         Verb::Seal {
@@ -93,13 +156,14 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 &json!({"out": out, "rows": rows, "digest": digest}),
             );
         }
+        Verb::Audit(arguments) => audit(arguments, as_json)?,
+        Verb::Probe(arguments) => probe(arguments, as_json)?,
         Verb::Import {
             file,
             config,
             overrides,
         } => {
             let settings: LabelSettings = settings::read(config, overrides)?;
-            memory::keep_private();
             let imported = retort_label::import(file, &settings)?;
             progress::summary(
                 as_json,
@@ -114,25 +178,56 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn departed(to: &SentTo) -> String {
-    let SentTo {
-        host,
-        requests,
-        bytes,
-        tokens,
-        redacted,
-    } = to;
-    if host.is_empty() {
-        return format!("in flight when runs were killed: up to {tokens} tokens");
-    }
-    let replaced = match redactions(redacted) {
-        none if none.is_empty() => "nothing".to_owned(),
-        counts => counts,
+fn audit(arguments: &AuditArguments, as_json: bool) -> anyhow::Result<()> {
+    let AuditArguments {
+        labels,
+        collection,
+        split,
+        config,
+        overrides,
+    } = arguments;
+    let settings = audit_settings(config.as_deref(), overrides)?;
+    let audit = retort_label::audit(labels, collection, split.as_deref(), &settings)?;
+    progress::summary(
+        as_json,
+        &format!("{}: {audit}", labels.display()),
+        &json!({"set": labels, "audit": audit}),
+    );
+    Ok(audit.check(&settings)?)
+}
+
+fn probe(arguments: &ProbeArguments, as_json: bool) -> anyhow::Result<()> {
+    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    let audit = audit_settings(arguments.audit.as_deref(), &[])?;
+    let choice = ProbeSettings {
+        documents: arguments.documents,
+        seed: arguments.seed,
     };
-    format!(
-        "sent to {host}: {requests} requests, {bytes} bytes, {tokens} tokens; replaced before: \
-         {replaced}"
-    )
+    if arguments.dry_run {
+        let plan = retort_label::plan_probe(&settings, choice)?;
+        progress::summary(as_json, &label::describe(&plan), &json!(plan));
+        return Ok(());
+    }
+    let bar = progress::bar(0, "probe");
+    let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
+    let probed = runtime.block_on(retort_label::probe(
+        &settings,
+        &audit,
+        choice,
+        label::reporter(&bar),
+        label::told_to_stop(),
+    ));
+    bar.finish_and_clear();
+    let probed = probed?;
+    progress::summary(as_json, &probed.to_string(), &json!({"probe": probed}));
+    Ok(probed.check(&audit)?)
+}
+
+fn audit_settings(config: Option<&Path>, overrides: &[String]) -> anyhow::Result<AuditSettings> {
+    match config {
+        None => Ok(AuditSettings::default()),
+        Some(config) => Ok(settings::read::<AuditFile>(config, overrides)?.audit),
+    }
 }
 
 fn describe(recipe: &RecipeStatus) -> String {
@@ -142,19 +237,36 @@ fn describe(recipe: &RecipeStatus) -> String {
         spec,
         outcomes,
         models,
-        probes: _,
     } = recipe;
     let ended: Vec<String> = outcomes
         .iter()
         .map(|(outcome, count)| format!("{count} {outcome}"))
         .collect();
     let said = |name: &str| spec[name].as_str().unwrap_or_default().to_owned();
+    let probe = if spec["probe"].is_null() {
+        ""
+    } else {
+        ", probed (no labels)"
+    };
     format!(
-        "recipe {id} ({digest}): {} by {}, prompt {}\n  {}\n  answered as {}",
+        "recipe {id} ({digest}): {} by {}, prompt {}{probe}\n  {}\n  answered as {}",
         said("kind"),
         said("teacher"),
         said("prompt"),
         ended.join(", "),
         models.join(", ")
+    )
+}
+
+fn describe_bias(bias: PositionBias) -> String {
+    let PositionBias {
+        first,
+        flipped,
+        pairs,
+    } = bias;
+    let (first, flipped) = (100.0 * first, 100.0 * flipped);
+    format!(
+        "  {first:.1} % for the document shown first; of {pairs} pairs judged in both orders, \
+         {flipped:.1} % came out the other way round"
     )
 }

@@ -5,13 +5,11 @@
 
 mod candidates;
 mod device;
-mod doctor;
 mod exit;
 mod export;
 mod generate;
 mod label;
 mod labels;
-mod memory;
 mod progress;
 mod score;
 mod train;
@@ -53,8 +51,6 @@ enum Command {
     Export(export::Arguments),
     /// Score pairs read as JSON lines from stdin
     Score(score::Arguments),
-    /// Say what this machine computes on; try out a job's settings, ledger and teacher
-    Doctor(doctor::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -68,7 +64,6 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::run(arguments, cli.json),
         Command::Export(arguments) => export::run(arguments, cli.json),
         Command::Score(arguments) => score::run(arguments),
-        Command::Doctor(arguments) => doctor::run(arguments, cli.json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -76,6 +76,17 @@ impl Collection {
         })
     }
 
+    /// The same queries with other documents; of two with one id the later counts.
+    #[must_use]
+    pub fn with_documents(&self, documents: impl IntoIterator<Item = Document>) -> Self {
+        let by_id = |document: Document| (document.id.clone(), document);
+        Self {
+            folder: self.folder.clone(),
+            documents: documents.into_iter().map(by_id).collect(),
+            queries: self.queries.clone(),
+        }
+    }
+
     /// Every document, ordered by id.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = &Document> {
         self.documents.values()
@@ -108,9 +119,13 @@ impl Collection {
     pub fn qrels(&self, split: &str) -> Result<Qrels> {
         let path = self.qrels_path(split);
         if !path.exists() {
+            let splits = match self.splits() {
+                splits if splits.is_empty() => "none".to_owned(),
+                splits => splits.join(", "),
+            };
             return Err(Error::File {
                 path,
-                problem: format!("no such split; there are {}", self.splits().join(", ")),
+                problem: format!("no such split; there are {splits}"),
             });
         }
         let qrels = read_qrels(&path)?;
@@ -128,9 +143,10 @@ impl Collection {
         self.folder.join("qrels").join(format!("{split}.tsv"))
     }
 
-    fn splits(&self) -> Vec<String> {
+    /// The splits that have gold gains, by name.
+    pub fn splits(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.folder.join("qrels")) else {
-            return vec!["none".to_owned()];
+            return Vec::new();
         };
         let mut splits: Vec<String> = entries
             .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))

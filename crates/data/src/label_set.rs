@@ -44,13 +44,14 @@ pub struct Label {
     pub query_id: String,
     /// The document.
     pub document_id: String,
-    /// The expected grade, `Σ g·p(g)`: the soft label.
+    /// The expected grade, `Σ g·p(g)`: the soft label. Of comparisons and orders, the sigmoid of a
+    /// strength, on the scale 0 to 1.
     pub grade: f64,
     /// The probability of each grade 0, 1, …, renormalised over the grades.
     pub probabilities: Vec<f64>,
     /// How much of the teacher's probability fell on a grade at all, before renormalising.
     pub mass: f64,
-    /// How often the pair was asked; the probabilities are the mean over that.
+    /// How often the document was judged; the probabilities are the mean over that, or fitted to it.
     pub samples: u32,
     /// Digest of the query's and the document's text: a label outlives no edit of what it judged.
     pub text: String,
@@ -70,9 +71,6 @@ pub struct Manifest {
     pub recipe: Value,
     /// The models that answered, as they named themselves.
     pub models: Vec<String>,
-    /// What preflights found at the endpoints that were asked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub probes: Vec<Value>,
     /// Rows in all shards.
     pub rows: usize,
     /// The files that hold them.
@@ -436,7 +434,6 @@ mod tests {
             top_grade: 3,
             recipe: serde_json::json!({"teacher": "t"}),
             models: vec!["m".into()],
-            probes: Vec::new(),
             rows: 0,
             shards: Vec::new(),
             sealed_by: "test".into(),

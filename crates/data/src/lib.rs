@@ -11,6 +11,7 @@
 
 mod error;
 
+pub mod agreement;
 pub mod bm25;
 pub mod candidates;
 pub mod collection;

@@ -35,11 +35,43 @@ pub fn ndcg(ranked: &[&str], gains: &BTreeMap<String, u8>, k: usize) -> Option<f
     (best > 0.0).then(|| dcg(found) / best)
 }
 
+/// [`ndcg`] of scored documents, each with its gain, against the best order of these very
+/// documents. Tied documents count as the mean over all their orders (McSherry and Najork, 2008), so
+/// that the value hangs on the scores alone.
+///
+/// `None` when no document has a gain.
+pub fn ndcg_of_scores(scored: &[(f64, u8)], k: usize) -> Option<f64> {
+    let mut scored = scored.to_vec();
+    scored.sort_by_key(|one| std::cmp::Reverse(one.1));
+    let best = dcg(scored.iter().map(|(_, gain)| *gain).take(k));
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut found, mut above) = (0.0, 0);
+    for tied in scored.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()) {
+        let worth: f64 = tied.iter().map(|(_, gain)| worth(*gain)).sum();
+        let below = above + tied.len();
+        let discounts: f64 = (above..below.min(k))
+            .map(|index| depth(index).recip())
+            .sum();
+        found += worth / tied.len() as f64 * discounts;
+        above = below;
+    }
+    (best > 0.0).then(|| found / best)
+}
+
 fn dcg(gains: impl Iterator<Item = u8>) -> f64 {
     gains
         .enumerate()
-        .map(|(index, gain)| (f64::from(gain).exp2() - 1.0) / (index as f64 + 2.0).log2())
+        .map(|(index, gain)| worth(gain) / depth(index))
         .sum()
+}
+
+fn worth(gain: u8) -> f64 {
+    f64::from(gain).exp2() - 1.0
+}
+
+/// What a gain at the place `index`, from 0, is divided by.
+fn depth(index: usize) -> f64 {
+    (index as f64 + 2.0).log2()
 }
 
 /// 1 / rank of the first document with a gain of at least `relevant_gain` among the first `k`,
@@ -69,23 +101,37 @@ pub fn mean(values: &[f64]) -> f64 {
 /// Resamples of a bootstrap.
 const RESAMPLES: usize = 2000;
 
-/// The 95 % percentile bootstrap interval of the mean over queries (Efron, 1979), from a fixed
-/// seed: the same values give the same interval.
-pub fn bootstrap_interval(values: &[f64]) -> (f64, f64) {
-    if values.is_empty() {
-        return (0.0, 0.0);
+/// The 95 % percentile bootstrap interval (Efron, 1979) of a statistic of queries, from a fixed
+/// seed: the same queries give the same interval. `statistic` is handed the places of the queries
+/// that were drawn; draws of which it has no value are left out.
+///
+/// `None` when no draw has a value.
+pub fn bootstrap(
+    queries: usize,
+    mut statistic: impl FnMut(&[usize]) -> Option<f64>,
+) -> Option<(f64, f64)> {
+    if queries == 0 {
+        return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let mut means: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            let total: f64 = (0..values.len())
-                .map(|_| values[rng.random_range(0..values.len())])
-                .sum();
-            total / values.len() as f64
-        })
-        .collect();
-    means.sort_by(f64::total_cmp);
-    (means[RESAMPLES / 40], means[RESAMPLES - 1 - RESAMPLES / 40])
+    let mut drawn = vec![0; queries];
+    let mut values = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        drawn.fill_with(|| rng.random_range(0..queries));
+        values.extend(statistic(&drawn));
+    }
+    values.sort_by(f64::total_cmp);
+    let outside = values.len() / 40;
+    Some((*values.get(outside)?, values[values.len() - 1 - outside]))
+}
+
+/// [`bootstrap`] of the mean of values, one a query; zeros for no values.
+pub fn bootstrap_interval(values: &[f64]) -> (f64, f64) {
+    bootstrap(values.len(), |drawn| {
+        let total: f64 = drawn.iter().map(|place| values[*place]).sum();
+        Some(total / values.len() as f64)
+    })
+    .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -112,6 +158,19 @@ mod tests {
         let half_found = ndcg(&["a"], &gold, 10).unwrap();
         assert!((half_found - 1.0 / (1.0 + 1.0 / 3.0_f64.log2())).abs() < 1e-12);
         assert_eq!(ndcg(&["a"], &gains(&[("a", 0)]), 10), None);
+    }
+
+    #[test]
+    fn ties_are_worth_the_mean_of_their_orders() {
+        let gold = gains(&[("a", 3), ("b", 1), ("c", 0)]);
+        let orders = [["a", "b", "c"], ["b", "a", "c"]];
+        let of_orders: f64 = orders
+            .iter()
+            .map(|order| ndcg(order, &gold, 2).unwrap() / 2.0)
+            .sum();
+        let tied = ndcg_of_scores(&[(0.5, 1), (0.1, 0), (0.5, 3)], 2).unwrap();
+        assert!((tied - of_orders).abs() < 1e-12, "{tied} {of_orders}");
+        assert_eq!(ndcg_of_scores(&[(0.5, 0)], 2), None);
     }
 
     #[test]

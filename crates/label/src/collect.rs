@@ -2,26 +2,20 @@
 //! and the limits allow, and stops in a way that loses nothing.
 //!
 //! ```text
-//! preflight ─▷ questions ─▷ workers (budget ▷ gate ▷ rate ▷ HTTP ▷ dialect) ─▷ writer (ledger)
+//! questions ─▷ workers (budget ▷ gate ▷ rate ▷ HTTP ▷ dialect) ─▷ writer (ledger) ─▷ progress
 //! ```
 //!
 //! A worker has one request in flight and takes its next question when its last one is on disk:
 //! a kill costs at most as many requests as there are workers.
 
-mod plan;
-mod probing;
 mod writer;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use retort_data::candidates::{self, Candidate};
-use retort_data::collection::Collection;
-use retort_data::label_set::text_digest;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
@@ -30,18 +24,15 @@ use tokio::time::Instant;
 
 use crate::dialect::{self, Problem, Request, Texts};
 use crate::job::{LabelSettings, OnChange, Teacher};
-use crate::ledger::{Attempt, Batch, Entry, Found, Key, Ledger, Outcome, Record, Spent, now};
+use crate::ledger::{Attempt, Batch, Entry, Ledger, Outcome, Reader, Record, Spent, now};
 use crate::limits::{Bucket, Pass};
 use crate::money::{Amount, Budget, Held, Usage};
-use crate::preflight::{Finding, Script};
-use crate::redact::{Counts, Redactor};
+use crate::prepare::prepare;
+use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
 use crate::{Error, Result};
-use writer::{Writer, Written};
-
-pub use plan::{Destination, Plan, plan};
-pub use probing::probe;
+use writer::Writer;
 
 /// Questions in a row that end without an answer, whatever was tried, before the teacher counts
 /// as gone: one text may be bad, twenty are not.
@@ -82,6 +73,74 @@ pub struct Progress {
     pub micros: u64,
 }
 
+/// What a job would do (`--dry-run`).
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// Questions that the candidates make.
+    pub questions: usize,
+    /// Of them, those that had an answer before.
+    pub known: usize,
+    /// Of them, those that had ended without one before and are not asked again.
+    pub given_up: usize,
+    /// Questions that would be asked.
+    pub to_ask: usize,
+    /// Tokens that they can't pass.
+    pub most_tokens: u64,
+    /// What they can't cost more than, in millionths of the currency.
+    pub most_micros: u64,
+    /// Where requests go.
+    pub endpoints: Vec<String>,
+    /// The first request, as it would be sent.
+    pub first_request: Option<Value>,
+}
+
+/// Says what a job would do, and sends nothing.
+///
+/// # Errors
+/// Bad input.
+pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
+    let teacher = Teacher::new(settings)?;
+    let questions = Questions::read(settings, &teacher)?;
+    plan_of(settings, &teacher, questions, again)
+}
+
+/// Says what asking these questions would do.
+pub(crate) fn plan_of(
+    settings: &LabelSettings,
+    teacher: &Teacher,
+    mut questions: Questions,
+    again: bool,
+) -> Result<Plan> {
+    let ledger = if settings.ledger.exists() {
+        Some(Reader::open(&settings.ledger)?)
+    } else {
+        None
+    };
+    questions.choose(again, |key| match &ledger {
+        Some(ledger) => ledger.find(key),
+        None => Ok(None),
+    })?;
+    let mut plan = Plan {
+        questions: questions.all,
+        known: questions.known,
+        given_up: questions.given_up,
+        to_ask: questions.asked.len(),
+        most_tokens: 0,
+        most_micros: 0,
+        endpoints: settings.teacher.endpoints.clone(),
+        first_request: None,
+    };
+    for place in 0..questions.asked.len() {
+        let asked = questions.at(place)?;
+        let request = teacher.dialect.request(&[&asked.texts])?;
+        let worst = worst_case(&request, settings);
+        plan.most_tokens += worst.tokens;
+        plan.most_micros += worst.micros;
+        plan.first_request.get_or_insert(request.body);
+    }
+    Ok(plan)
+}
+
 /// Runs a labelling job. `again` asks those questions too that ended without an answer for a
 /// reason of their own; `stop` ends the job early, by a signal of that name.
 ///
@@ -91,22 +150,71 @@ pub struct Progress {
 pub async fn collect(
     settings: &LabelSettings,
     again: bool,
+    report: impl FnMut(Progress),
+    stop: impl Future<Output = &'static str>,
+) -> Result<Collected> {
+    let teacher = Teacher::new(settings)?;
+    let questions = Questions::read(settings, &teacher)?;
+    ask(settings, teacher, questions, again, report, stop).await
+}
+
+/// [`collect`], of these questions.
+#[expect(clippy::too_many_lines, reason = "a job from its beginning to its end")]
+pub(crate) async fn ask(
+    settings: &LabelSettings,
+    mut teacher: Teacher,
+    mut questions: Questions,
+    again: bool,
     mut report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
-    let Started {
-        job,
-        written,
-        stopping,
-        mut collected,
-    } = Started::new(settings, again)?;
-    let job = Arc::new(job);
-    let total = job.questions.asked.len();
-    let (sender, mut events) = mpsc::channel(settings.teacher.concurrency);
-    let mut workers = JoinSet::new();
-    workers.spawn(begin(Arc::clone(&job), sender));
+    prepare(&mut teacher, settings.teacher.retries).await?;
+    let mut ledger = Ledger::open(&settings.ledger)?;
+    let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
+    let aliases = questions.choose(again, |key| ledger.find(key))?;
+    ledger.add_aliases(&aliases)?;
+    let total = questions.asked.len();
+    let mut collected = Collected {
+        questions: questions.all,
+        known: questions.known,
+        given_up: questions.given_up,
+        ended: BTreeMap::new(),
+        spent: ledger.spent()?,
+    };
+    let spent = Amount {
+        micros: collected.spent.micros,
+        tokens: collected.spent.tokens,
+    };
+    let model = ledger.last_model(recipe)?;
+    let (writer, written) = Writer::start(ledger)?;
+    let (stopping, stopped) = watch::channel(false);
+    let of_settings = &settings.teacher;
+    let job = Arc::new(Job {
+        budget: Budget::new(&settings.budget, spent),
+        settled: Notify::new(),
+        requests: of_settings.requests_per_minute.map(Bucket::per_minute),
+        tokens: of_settings.tokens_per_minute.map(Bucket::per_minute),
+        next: Mutex::new(0),
+        in_vain: AtomicUsize::new(0),
+        factor: Mutex::new(1.0),
+        at_risk: tokio::sync::Mutex::new(Amount::default()),
+        model: Mutex::new(model),
+        settings: settings.clone(),
+        teacher,
+        recipe,
+        questions,
+        writer,
+        stopped,
+    });
 
-    let spent = job.budget.spent();
+    let (sender, mut events) = mpsc::channel(of_settings.concurrency);
+    let mut workers = JoinSet::new();
+    let places: usize = job.teacher.replicas.iter().map(|one| one.gate.most()).sum();
+    for _ in 0..places.min(total) {
+        workers.spawn(work(Arc::clone(&job), sender.clone()));
+    }
+    drop(sender);
+
     let mut progress = Progress {
         done: 0,
         failed: 0,
@@ -130,12 +238,6 @@ pub async fn collect(
         };
         match event {
             None => break,
-            Some(Event::Begin(sender)) => {
-                let places = job.teacher.replicas.iter().map(|one| one.gate.most());
-                for _ in 0..places.sum::<usize>().min(total) {
-                    workers.spawn(work(Arc::clone(&job), sender.clone()));
-                }
-            }
             Some(Event::Ended(ended)) => {
                 for (outcome, problem) in ended {
                     *collected.ended.entry(outcome).or_insert(0) += 1;
@@ -178,26 +280,21 @@ pub async fn collect(
     end?;
     match last_problem {
         None => Ok(collected),
-        Some(last) => Err(unlabelled(&collected, last)),
-    }
-}
-
-/// Why a job that ran to its end is not whole.
-fn unlabelled(collected: &Collected, (outcome, problem): (Outcome, String)) -> Error {
-    let asked = collected.ended.values().sum();
-    let labelled = collected.ended.get(&Outcome::Ok).unwrap_or(&0);
-    let passing = collected.ended.keys().any(|outcome| outcome.is_passing());
-    Error::Unlabelled {
-        failed: asked - labelled,
-        asked,
-        outcome,
-        problem,
-        hint: if passing {
-            "run the same command again to ask those that failed"
-        } else {
-            "--again asks them once more"
-        },
-        passing,
+        Some((outcome, problem)) => {
+            let passing = collected.ended.keys().any(|outcome| outcome.is_passing());
+            Err(Error::Unlabelled {
+                failed: progress.failed,
+                asked: total,
+                outcome,
+                problem,
+                hint: if passing {
+                    "run the same command again to ask those that failed"
+                } else {
+                    "--again asks them once more"
+                },
+                passing,
+            })
+        }
     }
 }
 
@@ -208,209 +305,12 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// A job that is ready to send.
-struct Started {
-    job: Job,
-    written: Written,
-    stopping: watch::Sender<bool>,
-    collected: Collected,
-}
-
-impl Started {
-    /// Reads the questions, opens the ledger and finds out which of them are to be asked.
-    fn new(settings: &LabelSettings, again: bool) -> Result<Self> {
-        let teacher = Teacher::new(settings)?;
-        let mut questions = Questions::read(settings, &teacher)?;
-        let mut ledger = Ledger::open(&settings.ledger)?;
-        let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-        let aliases = questions.choose(again, |key| ledger.find(key))?;
-        ledger.add_aliases(&aliases)?;
-        let collected = Collected {
-            questions: questions.all,
-            known: questions.known,
-            given_up: questions.given_up,
-            ended: BTreeMap::new(),
-            spent: ledger.spent()?,
-        };
-        let spent = Amount {
-            micros: collected.spent.micros,
-            tokens: collected.spent.tokens,
-        };
-        let model = ledger.last_model(recipe)?;
-        let found = probing::findings(ledger.last_probe(&teacher.recipe_digest)?);
-        let (writer, written) = Writer::start(ledger)?;
-        let (stopping, stopped) = watch::channel(false);
-        let of_settings = &settings.teacher;
-        let job = Job {
-            budget: Budget::new(&settings.budget, spent),
-            settled: Notify::new(),
-            requests: of_settings.requests_per_minute.map(Bucket::per_minute),
-            tokens: of_settings.tokens_per_minute.map(Bucket::per_minute),
-            next: Mutex::new(0),
-            in_vain: AtomicUsize::new(0),
-            factor: Mutex::new(1.0),
-            at_risk: tokio::sync::Mutex::new(Amount::default()),
-            model: Mutex::new(model),
-            settings: settings.clone(),
-            teacher,
-            recipe,
-            questions,
-            found,
-            writer,
-            stopped,
-        };
-        Ok(Self {
-            job,
-            written,
-            stopping,
-            collected,
-        })
-    }
-}
-
-/// What the questions of a job are made from, and which of them are to be asked.
-struct Questions {
-    collection: Collection,
-    redactor: Redactor,
-    candidates: Vec<Candidate>,
-    source: PathBuf,
-    recipe: [u8; 32],
-    samples: u32,
-    /// Place in `candidates`, and sample.
-    asked: Vec<(u32, u32)>,
-    /// Bytes of the longest document of all.
-    longest: usize,
-    all: usize,
-    known: usize,
-    given_up: usize,
-}
-
-/// A question on its way.
-struct Asked {
-    key: Key,
-    query_id: String,
-    document_ids: Vec<String>,
-    sample: u32,
-    text: String,
-    texts: Texts,
-    /// What was replaced in the query, and in the documents.
-    redacted: [Counts; 2],
-}
-
-impl Questions {
-    /// Reads the pairs; which of them to ask is still to be chosen.
-    fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
-        let (collection, source) = (&settings.collection, settings.candidates.clone());
-        let collection = Collection::read(collection)?;
-        let candidates = candidates::read(&source)?;
-        let mut texts = Vec::with_capacity(candidates.len());
-        for candidate in &candidates {
-            let query = collection.query(&candidate.query_id, &source)?;
-            texts.push((query, collection.document(&candidate.document_id, &source)?));
-        }
-        let texts = texts.into_iter();
-        let texts = texts.flat_map(|(query, document)| [query.text.clone(), document.full_text()]);
-        let redactor = Redactor::new(settings, texts)?;
-        Ok(Self {
-            redactor,
-            collection,
-            candidates,
-            source,
-            recipe: teacher.recipe_digest,
-            samples: settings.teacher.samples,
-            asked: Vec::new(),
-            longest: 0,
-            all: 0,
-            known: 0,
-            given_up: 0,
-        })
-    }
-
-    /// Chooses the questions to ask: those that have not ended yet, each text once. Returns the
-    /// pairs that share the texts of another.
-    fn choose(
-        &mut self,
-        again: bool,
-        find: impl Fn(&Key) -> Result<Option<Found>>,
-    ) -> Result<Vec<(Key, String, Vec<String>)>> {
-        let count = u32::try_from(self.candidates.len()).map_err(|_| Error::File {
-            path: self.source.clone(),
-            problem: "has more than 4 billion pairs: split it".to_owned(),
-        })?;
-        let mut chosen = HashSet::new();
-        let mut aliases = Vec::new();
-        for place in 0..count {
-            for sample in 0..self.samples {
-                self.all += 1;
-                let asked = self.of(place, sample)?;
-                let length = asked.texts.documents[0].len();
-                self.longest = self.longest.max(length);
-                let found = find(&asked.key)?;
-                let is_other = |found: &Found| !found.is_of(&asked.query_id, &asked.document_ids);
-                let is_alias = match &found {
-                    Some(found) => is_other(found),
-                    None => chosen.contains(&asked.key),
-                };
-                match found.map(|found| found.outcome) {
-                    Some(Outcome::Ok) => self.known += 1,
-                    Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
-                    _ if chosen.insert(asked.key) => self.asked.push((place, sample)),
-                    _ => self.known += 1,
-                }
-                if is_alias {
-                    aliases.push((asked.key, asked.query_id, asked.document_ids));
-                }
-            }
-        }
-        Ok(aliases)
-    }
-
-    /// What to ask an endpoint before it is asked these.
-    fn script(&self, teacher: &Teacher) -> Script {
-        Script::new(teacher.dialect.known(), self.longest, teacher.scale)
-    }
-
-    fn at(&self, place: usize) -> Result<Asked> {
-        let (candidate, sample) = self.asked[place];
-        self.of(candidate, sample)
-    }
-
-    fn of(&self, place: u32, sample: u32) -> Result<Asked> {
-        let candidate = &self.candidates[place as usize];
-        let query = self.collection.query(&candidate.query_id, &self.source)?;
-        let document = self
-            .collection
-            .document(&candidate.document_id, &self.source)?;
-        let mut redacted = self
-            .redactor
-            .redact(&[&query.text, &document.full_text()])?;
-        let counts = [0, 1].map(|place: usize| std::mem::take(&mut redacted[place].counts));
-        let mut redacted = redacted.into_iter().map(|one| one.text);
-        let texts = Texts {
-            query: redacted.next().unwrap_or_default(),
-            documents: redacted.collect(),
-        };
-        let shown: Vec<&str> = texts.documents.iter().map(String::as_str).collect();
-        Ok(Asked {
-            key: Key::new(&self.recipe, sample, &texts.query, &shown),
-            query_id: query.id.clone(),
-            document_ids: vec![document.id.clone()],
-            sample,
-            text: text_digest(query, document),
-            texts,
-            redacted: counts,
-        })
-    }
-}
-
 /// What all workers share.
 struct Job {
     settings: LabelSettings,
     teacher: Teacher,
     recipe: i64,
     questions: Questions,
-    /// What was found at its endpoints before.
-    found: Vec<Finding>,
     /// The next of the questions to ask.
     next: Mutex<usize>,
     /// Questions in a row that ended without an answer.
@@ -431,30 +331,10 @@ struct Job {
 }
 
 enum Event {
-    /// The preflight is over: the workers may begin, and report here.
-    Begin(mpsc::Sender<Event>),
     /// Questions ended and are on disk: how, and why if without an answer.
     Ended(Vec<(Outcome, Option<String>)>),
     /// The job ends, for a reason unless that is known already.
     Stop(Option<Error>),
-}
-
-/// What comes before the workers.
-async fn begin(job: Arc<Job>, events: mpsc::Sender<Event>) {
-    let mut stopped = job.stopped.clone();
-    let is_probing = job.settings.preflight && !job.questions.asked.is_empty();
-    let probed = if is_probing {
-        job.preflight(&mut stopped).await.map(|_| ())
-    } else {
-        Ok(())
-    };
-    let event = match probed {
-        Ok(()) => Event::Begin(events.clone()),
-        Err(Halt::Stopped) => return,
-        Err(Halt::Because(error)) => Event::Stop(Some(error)),
-    };
-    // An error means that nobody waits for it any more.
-    let _ = events.send(event).await;
 }
 
 /// A worker: one question after the other.
@@ -509,36 +389,18 @@ struct Answers {
 }
 
 /// How often questions were asked in vain.
+#[derive(Default)]
 struct Tries {
-    /// Of the first of them: pauses differ from one to the other.
-    key: Key,
     failed: u32,
     unreadable: u32,
 }
 
-impl Tries {
-    fn of(key: Key) -> Self {
-        Self {
-            key,
-            failed: 0,
-            unreadable: 0,
-        }
-    }
-}
-
-/// A request that left and is over. Its attempt is still to be put on disk, then the reservation
-/// is settled.
-struct Sent<'a> {
-    attempted: Attempted,
-    attempt: Attempt,
-    reservation: Reservation<'a>,
-    /// Its place in flight, until that is done.
-    pass: Pass<'a>,
-}
-
-/// How questions go on after an attempt that brought no answer.
+/// How questions go on after an attempt that is on disk.
 enum Next {
+    /// They have answers, from a model of that name.
+    Answered(Option<String>),
     Again(Duration),
+    OneByOne,
     Ended(Outcome, String),
     Halt(Error),
 }
@@ -572,96 +434,70 @@ impl Job {
     ) -> Result<Ended, Halt> {
         let texts: Vec<&Texts> = asked.iter().map(|asked| &asked.texts).collect();
         let request = self.teacher.dialect.request(&texts)?;
-        let redacted = redacted(&asked);
-        let mut tries = Tries::of(asked[0].key);
+        let mut tries = Tries::default();
         loop {
             let replica = self.replica(&asked[0].query_id)?;
-            let mut sent = self.send(replica, &request, asked.len(), stopped).await?;
-            if sent.attempt.sent_bytes > 0 {
-                sent.attempt.redacted.clone_from(&redacted);
+            let pass = unless(stopped, replica.gate.enter()).await?;
+            unless(stopped, replica.wait_for_pause()).await?;
+            let mut reservation = self.reserve(&request, stopped).await?;
+            let expected_tokens = expected_tokens(&request);
+            if let Some(bucket) = &self.requests {
+                unless(stopped, bucket.take(1.0)).await?;
             }
-            let usage = sent.attempt.usage;
-            let mut records = vec![Record::Attempt(sent.attempt)];
-            let mut one_by_one = false;
-            let next = match sent.attempted {
+            if let Some(bucket) = &self.tokens {
+                unless(stopped, bucket.take(expected_tokens)).await?;
+            }
+            reservation.was_sent = true;
+            let (attempted, attempt) = self.attempt(replica, &pass, &request, &texts).await;
+            let usage = attempt.usage;
+            if let Some(bucket) = &self.tokens {
+                bucket.settle(expected_tokens - usage.tokens() as f64);
+            }
+
+            let mut records = vec![Record::Attempt(attempt)];
+            let next = match attempted {
                 Attempted::Answered(Answers { values, model }, reply) => {
                     let entries = (asked.iter().zip(values))
                         .map(|(asked, answer)| entry(asked, Ok(answer)))
                         .collect();
                     records.push(self.batch(entries, model.clone(), Some(reply)));
-                    Ok(model)
+                    Next::Answered(model)
                 }
                 Attempted::Without(problem, reply) => {
-                    let next = self.after(problem, reply.as_ref(), replica, &mut tries);
+                    let next = self.after(problem, reply.as_ref(), replica, &asked, &mut tries);
                     if let Next::Ended(outcome, problem) = &next {
-                        // One of them may be to blame.
-                        one_by_one = asked.len() > 1 && *outcome != Outcome::Failed;
-                        if !one_by_one {
-                            let without = |asked| entry(asked, Err((*outcome, problem.clone())));
-                            let entries = asked.iter().map(without).collect();
-                            records.push(self.batch(entries, None, reply));
-                        }
+                        let without = |asked| entry(asked, Err((*outcome, problem.clone())));
+                        let entries = asked.iter().map(without).collect();
+                        records.push(self.batch(entries, None, reply));
                     }
-                    Err(next)
+                    next
                 }
             };
             self.writer.write(records).await?;
-            sent.reservation.settle(usage);
-            drop(sent.pass);
+            reservation.settle(usage);
+            drop(pass);
 
             match next {
-                Ok(model) => {
+                Next::Answered(model) => {
                     if let Some(model) = model {
                         self.note_model(&model)?;
                     }
                     return self.noted(vec![(Outcome::Ok, None); asked.len()]);
                 }
-                Err(Next::Again(pause)) => unless(stopped, tokio::time::sleep(pause)).await?,
-                Err(Next::Ended(_, problem)) if one_by_one => {
-                    tracing::debug!("{problem}; asking one by one");
+                Next::Again(pause) => unless(stopped, tokio::time::sleep(pause)).await?,
+                Next::OneByOne => {
                     let mut ended = Vec::new();
                     for one in asked {
                         ended.extend(Box::pin(self.settle(vec![one], stopped)).await?);
                     }
                     return Ok(ended);
                 }
-                Err(Next::Ended(outcome, problem)) => {
+                Next::Ended(outcome, problem) => {
                     return self.noted(vec![(outcome, Some(problem)); asked.len()]);
                 }
-                Err(Next::Halt(error)) => return Err(Halt::Because(error)),
+                Next::Halt(error) => return Err(Halt::Because(error)),
             }
         }
-    }
-
-    /// Sends a request once, when the limits and the budget let it.
-    async fn send<'a>(
-        &'a self,
-        replica: &'a Replica,
-        request: &Request,
-        questions: usize,
-        stopped: &mut watch::Receiver<bool>,
-    ) -> Result<Sent<'a>, Halt> {
-        let pass = unless(stopped, replica.gate.enter()).await?;
-        unless(stopped, replica.wait_for_pause()).await?;
-        let mut reservation = self.reserve(request, stopped).await?;
-        let expected_tokens = expected_tokens(request);
-        if let Some(bucket) = &self.requests {
-            unless(stopped, bucket.take(1.0)).await?;
-        }
-        if let Some(bucket) = &self.tokens {
-            unless(stopped, bucket.take(expected_tokens)).await?;
-        }
-        reservation.was_sent = true;
-        let (attempted, attempt) = self.attempt(replica, &pass, request, questions).await;
-        if let Some(bucket) = &self.tokens {
-            bucket.settle(expected_tokens - attempt.usage.tokens() as f64);
-        }
-        Ok(Sent {
-            attempted,
-            attempt,
-            reservation,
-            pass,
-        })
     }
 
     /// What to do after an attempt that brought no answer.
@@ -670,6 +506,7 @@ impl Job {
         problem: Problem,
         reply: Option<&Reply>,
         replica: &Replica,
+        asked: &[Asked],
         tries: &mut Tries,
     ) -> Next {
         let advice = reply.map(|reply| reply.advice).unwrap_or_default();
@@ -691,7 +528,7 @@ impl Job {
                 if reply.is_none() && self.teacher.replicas.len() > 1 {
                     replica.pause(REST_OF_A_REPLICA);
                 }
-                let jitter = tries.key.jitter(tries.failed);
+                let jitter = asked[0].key.jitter(tries.failed);
                 let pause = advice.after;
                 let pause = pause.unwrap_or_else(|| retry::backoff(tries.failed, jitter));
                 tracing::debug!("{problem}; trying again in {pause:?}");
@@ -706,6 +543,11 @@ impl Job {
             Problem::Unreadable(problem) => (Outcome::Unparsable, problem),
             Problem::Passing(problem) => (Outcome::Failed, problem),
         };
+        if asked.len() > 1 && outcome != Outcome::Failed {
+            // One of them may be to blame.
+            tracing::debug!("{problem}; asking one by one");
+            return Next::OneByOne;
+        }
         Next::Ended(outcome, problem)
     }
 
@@ -801,13 +643,11 @@ impl Job {
         replica: &Replica,
         pass: &Pass<'_>,
         request: &Request,
-        questions: usize,
+        questions: &[&Texts],
     ) -> (Attempted, Attempt) {
         let at = now();
-        let body = request.body.to_string();
-        let mut sent_bytes = body.len() as u64;
         let started = Instant::now();
-        let replied = replica.post(request.path, body).await;
+        let replied = replica.post(request.path, &request.body).await;
         let latency = started.elapsed();
         let mut status = None;
         let mut usage = Usage::default();
@@ -822,16 +662,13 @@ impl Job {
                 if was_sent {
                     // It may have been answered, and billed.
                     usage = self.usage(request.most_tokens, 0, true);
-                } else {
-                    sent_bytes = 0;
                 }
                 Attempted::Without(Problem::Passing(problem), None)
             }
             Ok(mut reply) => {
                 status = Some(reply.status);
                 if let Some(key) = &self.teacher.key {
-                    reply.body = key.removed_from_json(&reply.body);
-                    reply.request_id = reply.request_id.map(|id| key.removed_from(&id));
+                    reply.body = key.removed_from(&reply.body);
                 }
                 if reply.status == 200 {
                     pass.went_well();
@@ -859,8 +696,6 @@ impl Job {
             status,
             problem,
             latency_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
-            sent_bytes,
-            redacted: Counts::new(),
             usage,
         };
         (attempted, attempt)
@@ -871,7 +706,7 @@ impl Job {
         &self,
         request: &Request,
         reply: Reply,
-        questions: usize,
+        questions: &[&Texts],
         usage: &mut Usage,
     ) -> Attempted {
         *usage = self.usage(request.most_tokens, 0, true);
@@ -1021,17 +856,6 @@ fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
 fn expected_tokens(request: &Request) -> f64 {
     let (read, written) = request.most_tokens;
     read as f64 / 4.0 + written as f64
-}
-
-/// What was replaced in the texts of one request, which has the query once.
-fn redacted(asked: &[Asked]) -> Counts {
-    let of_query = asked.first().map(|first| &first.redacted[0]);
-    let of_documents = asked.iter().map(|one| &one.redacted[1]);
-    let mut counts = Counts::new();
-    for (kind, count) in of_query.into_iter().chain(of_documents).flatten() {
-        *counts.entry(*kind).or_insert(0) += count;
-    }
-    counts
 }
 
 fn entry(asked: &Asked, ended: Result<Value, (Outcome, String)>) -> Entry {

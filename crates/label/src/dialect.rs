@@ -6,6 +6,8 @@
 
 pub(crate) mod anthropic;
 pub(crate) mod chat;
+pub(crate) mod generative;
+pub(crate) mod ranking;
 pub(crate) mod rerank;
 
 use std::fmt;
@@ -13,19 +15,31 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use crate::ledger::Outcome;
-use crate::prompt::Message;
+use crate::prompt::{Kind, Message, Prompt};
 use crate::{Error, Result};
 
 /// Tokens that a chat template may put around a message.
 const TOKENS_AROUND_A_MESSAGE: u64 = 16;
-/// Tokens for a written grade: some servers count the end of the turn.
+/// Tokens for a written answer: some servers count the end of the turn.
 const WRITTEN_TOKENS: u64 = 8;
+/// Tokens for a document's place in a written order, `[12] > `.
+const WRITTEN_TOKENS_A_PLACE: u64 = 8;
 
-/// One query and the documents it is asked about, in the order they are shown.
+/// A question: one query and the documents it is asked about, in the order they are shown, as a
+/// teacher may read them ([`crate::treatment`]).
 #[derive(Clone, Debug)]
 pub(crate) struct Texts {
     pub(crate) query: String,
     pub(crate) documents: Vec<String>,
+    /// What a prompt can mark their bounds with.
+    pub(crate) nonce: String,
+}
+
+impl Texts {
+    /// The documents, as they are shown.
+    pub(crate) fn shown(&self) -> Vec<&str> {
+        self.documents.iter().map(String::as_str).collect()
+    }
 }
 
 /// A request, ready to be sent.
@@ -95,19 +109,32 @@ pub(crate) trait Dialect: Send + Sync {
         1
     }
 
+    /// The best answer there is, where answers are words.
+    fn top_answer(&self) -> Option<&str> {
+        None
+    }
+
     /// The request that asks these questions.
     ///
     /// # Errors
     /// A prompt that can't be rendered.
     fn request(&self, questions: &[&Texts]) -> Result<Request>;
 
-    /// Two questions whose answers the settings know: a relevant document and an irrelevant one.
-    fn known(&self) -> Option<[Texts; 2]> {
-        None
+    /// Reads a reply with status 200: an answer for each of the questions, or none.
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem>;
+
+    /// What each server has to tell before it can be asked anything: paths and bodies.
+    fn preliminaries(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
     }
 
-    /// Reads a reply with status 200: an answer for each of so many questions, or none.
-    fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem>;
+    /// Takes a server's replies to these.
+    ///
+    /// # Errors
+    /// A server that can't be asked what is to be asked.
+    fn prepare(&mut self, _url: &str, _replies: &[Value]) -> Result<()> {
+        Ok(())
+    }
 
     /// The model as the server names it.
     fn model(&self, reply: &Value) -> Option<String> {
@@ -175,18 +202,43 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     teacher(format!("{status}: {shown}{hint}"))
 }
 
-/// The grade as it is written, and nothing beside it.
-fn written_grade(written: &str, answers: &[String]) -> Result<Value, Problem> {
-    let grade = answers
-        .iter()
-        .position(|answer| answer == written.trim())
-        .ok_or_else(|| {
-            let shown = shortened(written);
-            Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
-        })?;
+/// The most tokens that an answer takes when it is written.
+fn most_written(prompt: &Prompt, question: &Texts) -> u64 {
+    match prompt.kind {
+        Kind::Graded | Kind::Pairwise => WRITTEN_TOKENS,
+        Kind::Listwise => WRITTEN_TOKENS + WRITTEN_TOKENS_A_PLACE * question.documents.len() as u64,
+    }
+}
+
+/// The answer as it is written, and nothing beside it.
+fn written_answer(written: &str, prompt: &Prompt, question: &Texts) -> Result<Value, Problem> {
+    if prompt.kind == Kind::Listwise {
+        let ranking::Read { ranking, placed } = ranking::read(written, question.documents.len())?;
+        return Ok(json!({"ranking": ranking, "placed": placed}));
+    }
+    let answers = &prompt.answers;
+    let grade = place_of(written, answers).ok_or_else(|| {
+        let shown = shortened(written);
+        Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
+    })?;
     let mut probabilities = vec![0.0; answers.len()];
     probabilities[grade] = 1.0;
     Ok(json!({"probabilities": probabilities, "mass": 1.0}))
+}
+
+/// Which of the answers a word is, white space aside. Answers that are words of several letters are
+/// told apart without regard to case, unless case is all that tells them apart.
+fn place_of(word: &str, answers: &[String]) -> Option<usize> {
+    let word = word.trim();
+    let same = |answer: &String| answer == word;
+    answers.iter().position(same).or_else(|| {
+        let lower: Vec<String> = answers.iter().map(|one| one.to_lowercase()).collect();
+        let are_words = answers.iter().all(|answer| answer.chars().nth(1).is_some());
+        let are_distinct = (1..lower.len()).all(|place| !lower[..place].contains(&lower[place]));
+        let word = word.to_lowercase();
+        let place = lower.iter().position(|answer| *answer == word);
+        place.filter(|_| are_words && are_distinct)
+    })
 }
 
 /// Six decimals: below what a quantised teacher's probabilities mean.
@@ -206,6 +258,23 @@ pub(crate) fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_answers_in_any_case_that_leaves_them_distinct() {
+        let place = |word: &str, answers: [&str; 2]| place_of(word, &answers.map(String::from));
+        for word in ["yes", " Yes", "YES\n"] {
+            assert_eq!(place(word, ["no", "yes"]), Some(1), "{word}");
+            assert_eq!(place(word, ["No", "Yes"]), Some(1), "{word}");
+        }
+        for word in ["y", "yes.", "yes no", "ja", ""] {
+            assert_eq!(place(word, ["no", "yes"]), None, "{word}");
+        }
+        assert_eq!(place("Yes", ["yes", "Yes"]), Some(1));
+        assert_eq!(place("YES", ["yes", "Yes"]), None);
+        // A lone letter may begin anything: "a" is an article.
+        assert_eq!(place(" A", ["A", "B"]), Some(0));
+        assert_eq!(place("a", ["A", "B"]), None);
+    }
 
     #[test]
     fn refusals_are_told_apart() {

@@ -66,17 +66,6 @@ pub enum Error {
         problem: String,
     },
 
-    /// An endpoint did with a probe what it must not do with a question.
-    #[error("the teacher at {url} failed the preflight: {problem}; {hint}")]
-    Preflight {
-        /// The endpoint.
-        url: String,
-        /// What was seen.
-        problem: String,
-        /// What to look at.
-        hint: &'static str,
-    },
-
     /// The teacher went away, or asked for a pause that is too long to wait for.
     #[error(
         "the teacher is gone: {problem}; what was labelled is kept: run the same command again to go on"
@@ -110,6 +99,13 @@ pub enum Error {
         hint: &'static str,
         /// Whether some of them may end otherwise when asked again.
         passing: bool,
+    },
+
+    /// Labels or a teacher are worth less than the settings ask for.
+    #[error("not good enough: {crossed}")]
+    NotGoodEnough {
+        /// The thresholds that are crossed, and by what.
+        crossed: String,
     },
 
     /// The job was told to stop.

@@ -11,13 +11,13 @@ use sha2::{Digest, Sha256};
 use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
+use crate::dialect::generative::Generative;
 use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
-use crate::prompt::Prompt;
-use crate::redact::RedactionSettings;
+use crate::prompt::{Kind, Prompt};
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
-use crate::{Error, Result};
+use crate::{Error, Result, treatment};
 
 /// A labelling job (`configs/label.toml`).
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -32,18 +32,18 @@ pub struct LabelSettings {
     /// The prompt file; rerankers have none.
     #[serde(default)]
     pub prompt: Option<PathBuf>,
+    /// Of a pairwise prompt: how many others each of a query's documents is compared with, even.
+    #[serde(default = "four")]
+    pub comparisons: usize,
+    /// Of a listwise prompt: documents that are ordered at once.
+    #[serde(default = "twenty")]
+    pub window: usize,
     /// Send nothing to a host that is not this machine or on a private network.
     #[serde(default)]
     pub local_only: bool,
-    /// Probe each endpoint before the first question.
-    #[serde(default = "yes")]
-    pub preflight: bool,
     /// How long requests in flight may take to end once the job is told to stop.
     #[serde(default = "half_a_minute")]
     pub drain_seconds: u64,
-    /// What is replaced in texts before they are sent.
-    #[serde(default)]
-    pub redaction: Option<RedactionSettings>,
     /// Whom to ask.
     pub teacher: TeacherSettings,
     /// What the ledger may come to.
@@ -77,10 +77,11 @@ pub struct TeacherSettings {
     /// Read the probabilities of the answers; `false` where a server gives none.
     #[serde(default = "yes")]
     pub log_probabilities: bool,
-    /// How often each pair is asked; more than once makes sense without log-probabilities.
+    /// How often each question is asked; more than once makes sense without log-probabilities, and
+    /// of orders, which are asked each time about documents in another order.
     #[serde(default = "one")]
     pub samples: u32,
-    /// 0 unless a pair is asked several times.
+    /// 0 unless the same question is asked several times.
     #[serde(default)]
     pub temperature: f64,
     /// The least probability that the answers must have together: below it, the teacher was
@@ -96,7 +97,7 @@ pub struct TeacherSettings {
     /// Of a reranker: what its scores are, where that is not what its dialect asks for.
     #[serde(default)]
     pub scale: Option<Scale>,
-    /// Of a reranker: documents in one request.
+    /// Of a reranker or generative scoring: documents in one request.
     #[serde(default = "sixteen")]
     pub documents_per_request: usize,
 
@@ -132,6 +133,8 @@ pub enum Wire {
     Chat,
     /// Anthropic's messages.
     Anthropic,
+    /// vLLM's probability of one answer against another.
+    GenerativeScoring,
     /// A reranker behind Text Embeddings Inference.
     Tei,
     /// Cohere's reranker.
@@ -152,7 +155,7 @@ impl Wire {
     /// How a reranker is asked, if it is one.
     fn reranker(self) -> Option<&'static rerank::Format> {
         match self {
-            Self::Chat | Self::Anthropic => None,
+            Self::Chat | Self::Anthropic | Self::GenerativeScoring => None,
             Self::Tei => Some(&rerank::TEI),
             Self::Cohere => Some(&rerank::COHERE),
             Self::Jina => Some(&rerank::JINA),
@@ -195,6 +198,10 @@ fn sixteen() -> usize {
     16
 }
 
+fn twenty() -> usize {
+    20
+}
+
 fn half_a_minute() -> u64 {
     30
 }
@@ -211,17 +218,20 @@ fn max_tokens() -> String {
     "max_tokens".to_owned()
 }
 
+/// The field of a recipe whose judgements are no labels.
+pub(crate) const PROBE: &str = "probe";
+
 /// A teacher, ready to be asked.
 pub(crate) struct Teacher {
     pub(crate) dialect: Box<dyn Dialect>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) key: Option<Secret>,
+    /// What its questions ask for.
+    pub(crate) kind: Kind,
     /// What determines its judgements besides the texts.
     pub(crate) recipe: Value,
     /// SHA-256 of the recipe.
     pub(crate) recipe_digest: [u8; 32],
-    /// What its answers are, if they are scores.
-    pub(crate) scale: Option<Scale>,
 }
 
 impl Teacher {
@@ -234,10 +244,6 @@ impl Teacher {
         let teacher = &settings.teacher;
         if let Some(problem) = problem(settings) {
             return Err(Error::Setting(format!("[teacher] {problem}")));
-        }
-        let redaction = settings.redaction.as_ref();
-        if let Some(problem) = redaction.and_then(RedactionSettings::problem) {
-            return Err(Error::Setting(format!("[redaction] {problem}")));
         }
         let key = Secret::fetch(&teacher.api_key)?;
         let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
@@ -273,23 +279,40 @@ impl Teacher {
             "model": teacher.model,
             "revision": teacher.revision,
             "extra": teacher.extra,
+            "text_treatment": treatment::VERSION,
         });
         for (name, value) in of_dialect {
             recipe[name] = value;
         }
-        if let Some(redaction) = redaction {
-            recipe["redaction"] = redaction.recipe();
-        }
-        let recipe_digest = Sha256::digest(recipe.to_string()).into();
         Ok(Self {
             dialect,
             replicas,
             key,
-            scale: Scale::deserialize(&recipe["scale"]).ok(),
+            kind: Kind::of(&recipe),
+            recipe_digest: digest(&recipe),
             recipe,
-            recipe_digest,
         })
     }
+
+    /// The highest grade that it gives.
+    pub(crate) fn top_grade(&self) -> usize {
+        let grades = self.recipe["grades"].as_u64().unwrap_or_default();
+        usize::try_from(grades)
+            .unwrap_or_default()
+            .saturating_sub(1)
+    }
+
+    /// The same teacher, asked about texts that are no pairs of a collection: what it says is kept
+    /// apart from what becomes labels.
+    pub(crate) fn for_probe(mut self, version: u32) -> Self {
+        self.recipe[PROBE] = version.into();
+        self.recipe_digest = digest(&self.recipe);
+        self
+    }
+}
+
+fn digest(recipe: &Value) -> [u8; 32] {
+    Sha256::digest(recipe.to_string()).into()
 }
 
 /// The wire format, and what of its settings determines a judgement.
@@ -313,15 +336,28 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
         .as_ref()
         .ok_or_else(|| Error::Setting("prompt: a language model needs a prompt file".to_owned()))?;
     let prompt = Prompt::read(path)?;
-    let of_dialect = fields(json!({
-        "kind": "graded",
+    if let Some(problem) = prompt_problem(teacher, &prompt) {
+        return Err(Error::Setting(format!("[teacher] {problem}")));
+    }
+    let mut of_dialect = fields(json!({
+        "kind": prompt.kind,
         "prompt": prompt.digest,
-        "grades": prompt.answers.len(),
-        "log_probabilities": teacher.log_probabilities,
-        "temperature": teacher.temperature,
+        // What comparisons and orders come to is sealed as the probability of the upper of two.
+        "grades": if prompt.kind == Kind::Listwise { 2 } else { prompt.answers.len() },
     }));
+    if teacher.dialect != Wire::GenerativeScoring {
+        of_dialect.insert("log_probabilities".into(), teacher.log_probabilities.into());
+        of_dialect.insert("temperature".into(), teacher.temperature.into());
+    }
     let temperature = teacher.temperature;
     let dialect: Box<dyn Dialect> = match teacher.dialect {
+        Wire::GenerativeScoring => Box::new(Generative {
+            prompt,
+            model,
+            documents_per_request: teacher.documents_per_request,
+            extra,
+            server: None,
+        }),
         Wire::Anthropic => Box::new(Anthropic {
             prompt,
             model,
@@ -346,6 +382,25 @@ fn fields(object: Value) -> Map<String, Value> {
         Value::Object(fields) => fields,
         _ => Map::new(),
     }
+}
+
+/// Why a teacher can't be asked with this prompt, if it can't.
+fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Option<String> {
+    let is_scored = teacher.dialect == Wire::GenerativeScoring;
+    if is_scored && prompt.answers.len() != 2 {
+        return Some(format!(
+            "dialect: generative-scoring tells two answers apart, and the prompt has {}: the chat \
+             dialect takes it",
+            prompt.answers.len()
+        ));
+    }
+    if prompt.kind == Kind::Listwise && teacher.log_probabilities {
+        return Some("log_probabilities: an order is written out; set it to false".to_owned());
+    }
+    // The samples of an order are asked about documents in different orders.
+    let are_alike = is_scored || teacher.temperature == 0.0 && prompt.kind != Kind::Listwise;
+    (teacher.samples > 1 && are_alike)
+        .then(|| "samples: without a temperature all samples are alike".to_owned())
 }
 
 /// What is wrong with the settings of a teacher, if anything is.
@@ -406,7 +461,7 @@ fn problem(settings: &LabelSettings) -> Option<String> {
     if !(0.0..=2.0).contains(&teacher.temperature) {
         return Some("temperature must be from 0 to 2".to_owned());
     }
-    if teacher.samples > 1 && (teacher.temperature == 0.0 || teacher.dialect.reranker().is_some()) {
+    if teacher.samples > 1 && teacher.dialect.reranker().is_some() {
         return Some("samples: without a temperature all samples are alike".to_owned());
     }
     if teacher.dialect == Wire::Anthropic && teacher.log_probabilities {

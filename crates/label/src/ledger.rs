@@ -15,10 +15,11 @@ use fs_err as fs;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::money::Usage;
+use crate::prompt::NONCE_DIGITS;
 use crate::{Error, Result};
 
 /// A ledger, open for one writer.
@@ -49,6 +50,11 @@ impl Key {
             hasher.update(text.as_bytes());
         }
         Self(hasher.finalize().into())
+    }
+
+    /// The key's first digits, for a prompt to mark the bounds of the texts with.
+    pub(crate) fn nonce(&self) -> String {
+        retort_files::hex(&self.0[..NONCE_DIGITS / 2])
     }
 
     /// A number from 0 to 1 that differs from key to key and from turn to turn.
@@ -131,7 +137,8 @@ pub struct Entry {
     pub document_ids: Vec<String>,
     /// Which of several questions about the same texts.
     pub sample: u32,
-    /// Digest of the texts as the collection has them.
+    /// For each document the digest of its text and the query's as the collection has them, a space
+    /// between them.
     pub text: String,
     /// How it ended: an answer, or why there is none.
     pub ended: Result<Value, (Outcome, String)>,
@@ -194,23 +201,8 @@ pub struct Attempt {
     pub problem: Option<String>,
     /// How long it took.
     pub latency_ms: u64,
-    /// Bytes of the body that was sent, or may have been.
-    pub sent_bytes: u64,
-    /// What was replaced in its texts before, by kind.
-    pub redacted: BTreeMap<&'static str, u64>,
     /// What it used and cost.
     pub usage: Usage,
-}
-
-/// What a preflight found: the beginning of an epoch.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    /// The recipe whose teacher was probed.
-    pub recipe: i64,
-    /// The model, as the replies name it; empty where they name none.
-    pub model: String,
-    /// A JSON array with what was found at each endpoint.
-    pub found: Value,
 }
 
 /// What the ledger's writer is told.
@@ -220,8 +212,6 @@ pub enum Record {
     Attempt(Attempt),
     /// Questions ended.
     Batch(Batch),
-    /// A preflight went well.
-    Probe(Probe),
 }
 
 /// What all requests used and cost, those of killed runs at their worst.
@@ -235,23 +225,8 @@ pub struct Spent {
     pub micros: u64,
 }
 
-/// What was sent to a host, in all runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct SentTo {
-    /// Its name or address, and its port.
-    pub host: String,
-    /// Requests.
-    pub requests: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-    /// Tokens of their prompts, as the host counted them or as we estimate.
-    pub tokens: u64,
-    /// What was replaced in their texts before, by kind.
-    pub redacted: BTreeMap<String, u64>,
-}
-
 /// The version of the schema that this program writes.
-const VERSION: i64 = 2;
+const VERSION: i64 = 1;
 /// "Reto", so that `file` and others can tell.
 const APPLICATION: i64 = 0x5265_746f;
 /// SQLite before it may corrupt a write-ahead log that is reset under a reader.
@@ -314,16 +289,17 @@ impl Ledger {
     pub fn last_model(&self, recipe: i64) -> Result<Option<String>> {
         let last =
             last_epoch(&self.db, recipe).map_err(|error| Error::ledger(&self.path, error))?;
-        let model = last.map(|(_, model)| model);
-        Ok(model.filter(|model| !model.is_empty()))
+        Ok(last.map(|(_, model)| model))
     }
 
-    /// What the preflight found that a recipe's current epoch began with, if it began with one.
+    /// Writes down what a preflight found out about a recipe's teacher.
     ///
     /// # Errors
     /// An I/O error.
-    pub fn last_probe(&self, recipe: &[u8; 32]) -> Result<Option<Value>> {
-        last_probe(&self.db, recipe).map_err(|error| Error::ledger(&self.path, error))
+    pub fn record_probe(&mut self, recipe: i64, model: &str, probe: &Value) -> Result<()> {
+        let epoch = self.run_sql(|db| begin_epoch(db, recipe, model, Some(probe)))?;
+        self.epochs.insert(recipe, (epoch, model.to_owned()));
+        Ok(())
     }
 
     /// What the ledger has under a key, if the question was ever asked.
@@ -351,14 +327,6 @@ impl Ledger {
                     Record::Batch(batch) => {
                         let epoch = epoch_of(&transaction, epochs, batch)?;
                         insert_batch(&transaction, batch, epoch)?;
-                    }
-                    Record::Probe(Probe {
-                        recipe,
-                        model,
-                        found,
-                    }) => {
-                        let epoch = begin_epoch(&transaction, *recipe, model, Some(found))?;
-                        epochs.insert(*recipe, (epoch, model.clone()));
                     }
                 }
             }
@@ -452,8 +420,6 @@ pub struct RecipeStatus {
     pub outcomes: BTreeMap<Outcome, u64>,
     /// The models that answered, as they named themselves.
     pub models: Vec<String>,
-    /// What preflights found at its endpoints.
-    pub probes: Vec<Value>,
 }
 
 impl Reader {
@@ -471,6 +437,11 @@ impl Reader {
             db,
             path: path.to_owned(),
         })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The recipes and how their questions ended.
@@ -496,8 +467,7 @@ impl Reader {
                     }
                 }
                 let mut models = db.prepare_cached(
-                    "SELECT DISTINCT model FROM epoch WHERE recipe = ?1 AND model <> '' \
-                     ORDER BY id",
+                    "SELECT DISTINCT model FROM epoch WHERE recipe = ?1 ORDER BY id",
                 )?;
                 let models = models
                     .query_map([id], |row| row.get(0))?
@@ -508,7 +478,6 @@ impl Reader {
                     spec: serde_json::from_str(&spec).unwrap_or(Value::Null),
                     outcomes,
                     models,
-                    probes: probes(db, id)?,
                 });
             }
             Ok(recipes)
@@ -558,14 +527,6 @@ impl Reader {
         consume(&mut rows.map(|row| row.map_err(broken)))
     }
 
-    /// What the preflight found that a recipe's current epoch began with, if it began with one.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn last_probe(&self, recipe: &[u8; 32]) -> Result<Option<Value>> {
-        self.sql(|db| last_probe(db, recipe))
-    }
-
     /// What the ledger has under a key, if the question was ever asked.
     ///
     /// # Errors
@@ -582,52 +543,9 @@ impl Reader {
         self.sql(spent)
     }
 
-    /// What left the machine, by host: counts and no contents. What a killed run had in flight is
-    /// under an empty name, at its worst.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn sent(&self) -> Result<Vec<SentTo>> {
-        let mut hosts: BTreeMap<String, SentTo> = BTreeMap::new();
-        self.sql(|db| {
-            let mut select = db.prepare(
-                "SELECT endpoint, count(*), sum(sent_bytes), sum(input_tokens) FROM attempt \
-                 WHERE sent_bytes > 0 OR endpoint = '' GROUP BY endpoint",
-            )?;
-            let mut rows = select.query([])?;
-            while let Some(row) = rows.next()? {
-                let to = of_host(&mut hosts, &row.get::<_, String>(0)?);
-                to.requests += row.get::<_, u64>(1)?;
-                to.bytes += row.get::<_, u64>(2)?;
-                to.tokens += row.get::<_, u64>(3)?;
-            }
-            let mut select = db.prepare(
-                "SELECT endpoint, kind.key, sum(kind.value) \
-                 FROM attempt, json_each(attempt.redacted) AS kind GROUP BY endpoint, kind.key",
-            )?;
-            let mut rows = select.query([])?;
-            while let Some(row) = rows.next()? {
-                let to = of_host(&mut hosts, &row.get::<_, String>(0)?);
-                *to.redacted.entry(row.get(1)?).or_insert(0) += row.get::<_, u64>(2)?;
-            }
-            Ok(())
-        })?;
-        Ok(hosts.into_values().collect())
-    }
-
     fn sql<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         run(&self.db).map_err(|error| Error::ledger(&self.path, error))
     }
-}
-
-/// The entry of an endpoint's host.
-fn of_host<'a>(hosts: &'a mut BTreeMap<String, SentTo>, endpoint: &str) -> &'a mut SentTo {
-    let host = crate::replica::host(endpoint);
-    let fresh = || SentTo {
-        host: host.clone(),
-        ..SentTo::default()
-    };
-    hosts.entry(host.clone()).or_insert_with(fresh)
 }
 
 /// The time now, RFC 3339 in UTC.
@@ -637,32 +555,11 @@ pub(crate) fn now() -> String {
         .to_string()
 }
 
-/// The process that writes a ledger now, if one does.
-///
-/// # Errors
-/// An I/O error.
-pub fn writer_of(path: &Path) -> Result<Option<String>> {
-    let path_of_lock = path_of_lock(path);
-    if !path_of_lock.exists() {
-        return Ok(None);
-    }
-    let file = fs::File::open(&path_of_lock)?.into_parts().0;
-    match file.try_lock_shared() {
-        Ok(()) => Ok(None),
-        Err(TryLockError::WouldBlock) => Ok(Some(fs::read_to_string(&path_of_lock)?)),
-        Err(TryLockError::Error(error)) => Err(Error::Io(error)),
-    }
-}
-
-fn path_of_lock(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    PathBuf::from(name)
-}
-
 /// One writer at a time: the second learns who is first.
 fn lock(path: &Path) -> Result<File> {
-    let path_of_lock = path_of_lock(path);
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let path_of_lock = PathBuf::from(name);
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -742,9 +639,9 @@ fn check_version(db: &Connection, path: &Path) -> Result<()> {
 /// What a killed run may have had in flight counts as spent.
 fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
     db.execute(
-        "INSERT INTO attempt (run, at, endpoint, problem, latency_ms, sent_bytes, input_tokens, \
-         cached_tokens, output_tokens, micros, estimated) \
-         SELECT id, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, 0, \
+        "INSERT INTO attempt (run, at, endpoint, problem, latency_ms, input_tokens, cached_tokens, \
+         output_tokens, micros, estimated) \
+         SELECT id, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, \
          at_risk_tokens, 0, 0, at_risk_micros, 1 \
          FROM run WHERE ended_at IS NULL AND (at_risk_micros > 0 OR at_risk_tokens > 0)",
         [now()],
@@ -799,12 +696,10 @@ fn spent(db: &Connection) -> rusqlite::Result<Spent> {
 
 fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Result<()> {
     let usage = &attempt.usage;
-    let redacted = &attempt.redacted;
-    let redacted = (!redacted.is_empty()).then(|| json!(redacted).to_string());
     let mut insert = db.prepare_cached(
-        "INSERT INTO attempt (run, at, endpoint, status, problem, latency_ms, sent_bytes, redacted, \
-         input_tokens, cached_tokens, output_tokens, micros, estimated) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT INTO attempt (run, at, endpoint, status, problem, latency_ms, input_tokens, \
+         cached_tokens, output_tokens, micros, estimated) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     insert.execute(params![
         run,
@@ -813,8 +708,6 @@ fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Res
         attempt.status,
         attempt.problem,
         attempt.latency_ms,
-        attempt.sent_bytes,
-        redacted,
         usage.input_tokens,
         usage.cached_tokens,
         usage.output_tokens,
@@ -844,39 +737,6 @@ fn last_epoch(db: &Connection, recipe: i64) -> rusqlite::Result<Option<(i64, Str
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
     .optional()
-}
-
-fn last_probe(db: &Connection, recipe: &[u8; 32]) -> rusqlite::Result<Option<Value>> {
-    let last: Option<Option<String>> = db
-        .query_row(
-            "SELECT probe FROM epoch JOIN recipe ON recipe.id = epoch.recipe WHERE digest = ?1 \
-             ORDER BY epoch.id DESC LIMIT 1",
-            [recipe],
-            |row| row.get(0),
-        )
-        .optional()?;
-    // What can't be read was not found: the endpoints are probed again.
-    Ok(last
-        .flatten()
-        .and_then(|found| serde_json::from_str(&found).ok()))
-}
-
-/// What all preflights of a recipe found, each thing once: a probe that holds is carried over.
-fn probes(db: &Connection, recipe: i64) -> rusqlite::Result<Vec<Value>> {
-    let mut select = db.prepare_cached(
-        "SELECT probe FROM epoch WHERE recipe = ?1 AND probe IS NOT NULL ORDER BY id",
-    )?;
-    let mut rows = select.query([recipe])?;
-    let mut probes: Vec<Value> = Vec::new();
-    while let Some(row) = rows.next()? {
-        let found: Value = serde_json::from_str(&row.get::<_, String>(0)?).unwrap_or_default();
-        for one in found.as_array().into_iter().flatten() {
-            if !probes.contains(one) {
-                probes.push(one.clone());
-            }
-        }
-    }
-    Ok(probes)
 }
 
 /// The epoch that a batch's reply belongs to: the last, or a new one where it names another model.
@@ -947,6 +807,7 @@ fn insert_batch(db: &Connection, batch: &Batch, epoch: Option<i64>) -> rusqlite:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn entry(document: &str, ended: Result<Value, (Outcome, String)>) -> Entry {
         Entry {
@@ -1044,7 +905,7 @@ mod tests {
         other
             .pragma_update(None, "user_version", VERSION + 1)
             .unwrap();
-        error_of("version 3");
+        error_of("version 2");
         drop(other);
         fs::write(
             &path,

@@ -11,27 +11,35 @@
 //! between a reply and the disk), judgements are on record once: their key is all that determines
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
+mod audit;
 mod collect;
 mod dialect;
 mod error;
+mod graph;
+mod gullible;
 mod job;
 mod limits;
-mod preflight;
+mod prepare;
 mod prompt;
-mod redact;
+mod questions;
 mod replica;
 mod retry;
 mod seal;
 mod secret;
+mod strength;
+mod treatment;
 
 pub mod ledger;
 pub mod money;
 
-pub use collect::{Collected, Destination, Plan, Progress, collect, plan, probe};
+pub use audit::{
+    Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
+    Mass, Order, Unlisted, audit,
+};
+pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
+pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
-pub use preflight::{Finding, Reading};
-pub use redact::{Kind, RedactionSettings};
-pub use seal::{Sealed, import, seal};
+pub use seal::{PositionBias, Sealed, import, position_bias, seal};
 pub use secret::KeySettings;

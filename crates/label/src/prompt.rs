@@ -3,7 +3,9 @@
 //! ```toml
 //! answers = ["0", "1", "2", "3"]     # what the teacher may answer, worst first
 //! system = """…the rubric…"""
-//! user = """Document: {{ document }}
+//! user = """<document-{{ nonce }}>
+//! {{ document }}
+//! </document-{{ nonce }}>
 //! Query: {{ query }}"""
 //!
 //! [[examples]]                       # optional: answered turns shown before the question
@@ -12,22 +14,66 @@
 //! answer = "3"
 //! ```
 //!
+//! `kind = "pairwise"` shows `document_a` and `document_b` and asks which is more relevant: two
+//! `answers`, the first for the document that is shown first. `kind = "listwise"` shows `documents`
+//! that the template numbers from `[1]`, has no `answers`, and asks for an order: `[2] > [1]`.
+//!
 //! Rubric and examples come first and are the same for every pair, so that servers that keep a
 //! prompt's prefix read them once. Whether query or document comes last is the prompt's to say: a
 //! 1.5 B teacher orders pairs far better when it reads the query last.
+//!
+//! A document may try to end its block and speak for the prompt. `nonce` stands in its way: 16
+//! hexadecimal digits that the question's key begins with, so that the same question is always
+//! asked in the same words, and no document can know them: it would have to hold its own digest.
+//! An example has a nonce of its own, which never changes.
 
 use std::path::Path;
 
 use fs_err as fs;
-use minijinja::{Environment, UndefinedBehavior, context};
+use minijinja::{Environment, UndefinedBehavior, Value as List, context};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::dialect::Texts;
+use crate::dialect::ranking;
 use crate::{Error, Result};
+
+/// Digits of a nonce: 64 bits, which nobody guesses.
+pub(crate) const NONCE_DIGITS: usize = 16;
+
+/// What a prompt asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// A grade of one document.
+    #[default]
+    Graded,
+    /// Which of two documents is more relevant.
+    Pairwise,
+    /// An order of many documents.
+    Listwise,
+}
+
+impl Kind {
+    /// What a recipe's questions ask for; a reranker's score is of one document, like a grade.
+    pub(crate) fn of(recipe: &Value) -> Self {
+        Self::deserialize(&recipe["kind"]).unwrap_or_default()
+    }
+
+    /// The template variables besides `query` and `nonce`.
+    fn variables(self) -> &'static [&'static str] {
+        match self {
+            Self::Graded => &["document"],
+            Self::Pairwise => &["document_a", "document_b"],
+            Self::Listwise => &["documents"],
+        }
+    }
+}
 
 /// A prompt, ready to be rendered.
 pub(crate) struct Prompt {
-    /// What the teacher may answer; an answer's position is its grade.
+    pub(crate) kind: Kind,
+    /// What the teacher may answer; an answer's position is its grade, or the place of the document
+    /// it prefers. None of a listwise prompt.
     pub(crate) answers: Vec<String>,
     /// Digest of what the file says: comments and white space between values leave it alone.
     pub(crate) digest: String,
@@ -47,6 +93,9 @@ pub(crate) struct Message {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct PromptFile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<Kind>,
+    #[serde(default)]
     answers: Vec<String>,
     system: String,
     user: String,
@@ -54,21 +103,76 @@ struct PromptFile {
     examples: Vec<Example>,
 }
 
-/// A pair with the answer it should get.
+/// A question with the answer it should get. It shows documents under the names that the
+/// template has for them.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Example {
     query: String,
-    document: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    document: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    document_a: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    document_b: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    documents: Vec<String>,
     answer: String,
 }
 
+impl Example {
+    /// What it shows.
+    fn shown(&self) -> Vec<&str> {
+        let named = [&self.document, &self.document_a, &self.document_b];
+        let named = named.into_iter().flatten();
+        named.chain(&self.documents).map(String::as_str).collect()
+    }
+
+    /// Why it is no example of a prompt, if it is none.
+    fn problem(&self, kind: Kind, answers: &[String]) -> Option<String> {
+        let Self {
+            query,
+            document,
+            document_a,
+            document_b,
+            documents,
+            answer,
+        } = self;
+        let fits = match kind {
+            Kind::Graded => document.is_some() && self.shown().len() == 1,
+            Kind::Pairwise => {
+                document_a.is_some() && document_b.is_some() && self.shown().len() == 2
+            }
+            Kind::Listwise => documents.len() > 1 && self.shown().len() == documents.len(),
+        };
+        if !fits {
+            let variables = kind.variables().join("` and `");
+            return Some(format!(
+                "the example for {query:?} must have `{variables}` alone"
+            ));
+        }
+        if kind != Kind::Listwise {
+            return (!answers.contains(answer)).then(|| {
+                format!(
+                    "the example for {query:?} answers {answer:?}, which `answers` does not have"
+                )
+            });
+        }
+        match ranking::read(answer, documents.len()) {
+            Ok(read) if read.placed == documents.len() => None,
+            _ => Some(format!(
+                "the example for {query:?} answers {answer:?}, expected [2] > [1] and so on"
+            )),
+        }
+    }
+}
+
 impl Prompt {
-    /// Reads a prompt file and tries it on a made-up pair.
+    /// Reads a prompt file and tries it on a made-up question.
     ///
     /// # Errors
-    /// A missing file, a malformed one, fewer than two answers, a template that names anything but
-    /// `query` and `document` or leaves one of them out.
+    /// A missing file, a malformed one, too few answers or too many, a template that names anything
+    /// but the variables of its kind or leaves one of them out.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let source = fs::read_to_string(path)?;
         let problem = |problem: String| Error::File {
@@ -77,20 +181,23 @@ impl Prompt {
         };
         let file: PromptFile =
             toml::from_str(&source).map_err(|error| problem(error.to_string()))?;
-        if file.answers.len() < 2 {
-            return Err(problem(
-                "`answers` needs at least two answers, worst first".to_owned(),
-            ));
+        let kind = file.kind.unwrap_or_default();
+        let expected = match (kind, file.answers.len()) {
+            (Kind::Graded, 0..2) => Some("`answers` needs at least two answers, worst first"),
+            (Kind::Pairwise, count) if count != 2 => {
+                Some("`answers` needs two answers: for the first document and for the second")
+            }
+            (Kind::Listwise, 1..) => {
+                Some("a listwise prompt has no `answers`: an order is written")
+            }
+            _ => None,
+        };
+        if let Some(expected) = expected {
+            return Err(problem(expected.to_owned()));
         }
-        if let Some(example) = file
-            .examples
-            .iter()
-            .find(|one| !file.answers.contains(&one.answer))
-        {
-            return Err(problem(format!(
-                "the example for {:?} answers {:?}, which `answers` does not have",
-                example.query, example.answer
-            )));
+        let wrong = |example: &Example| example.problem(kind, &file.answers);
+        if let Some(wrong) = file.examples.iter().find_map(wrong) {
+            return Err(problem(wrong));
         }
         let digest = digest(&file);
         let mut templates = Environment::new();
@@ -101,39 +208,61 @@ impl Prompt {
                 .map_err(|error| problem(format!("{error:#}")))?;
         }
         let prompt = Self {
+            kind,
             answers: file.answers,
             digest,
             examples: file.examples,
             templates,
         };
+        match prompt.unseen()? {
+            None => Ok(prompt),
+            Some(unseen) => Err(problem(format!("`user` never shows the teacher {unseen}"))),
+        }
+    }
 
-        let tried = prompt.messages("a query", "a document")?;
+    /// What of a made-up question the teacher would not see, if it would not see all.
+    fn unseen(&self) -> Result<Option<&'static str>> {
+        let documents: &[&str] = match self.kind {
+            Kind::Graded => &["a document"],
+            Kind::Pairwise | Kind::Listwise => &["one document", "another document"],
+        };
+        let tried = self.messages("a query", documents, "0123456789abcdef")?;
         let question = tried
             .last()
             .map(|message| &*message.content)
             .unwrap_or_default();
-        for word in ["a query", "a document"] {
-            if !question.contains(word) {
-                return Err(problem(format!(
-                    "`user` never shows the teacher {}",
-                    &word[2..]
-                )));
-            }
+        let variables = self.kind.variables().iter().cycle();
+        let mut needed: Vec<_> = documents.iter().copied().zip(variables.copied()).collect();
+        needed.push(("a query", "query"));
+        if self.kind == Kind::Listwise {
+            needed.extend([
+                ("[1]", "the numbers [1], [2], …"),
+                ("[2]", "the numbers [1], [2], …"),
+            ]);
         }
-        Ok(prompt)
+        let unseen = needed.iter().find(|(text, _)| !question.contains(text));
+        Ok(unseen.map(|(_, name)| *name))
     }
 
-    /// The chat that asks about one pair: rubric, examples, question.
+    /// The chat that asks a question: rubric, examples, the question. `nonce` marks what is not ours
+    /// to say.
     ///
     /// # Errors
     /// A template that names an unknown variable.
-    pub(crate) fn messages(&self, query: &str, document: &str) -> Result<Vec<Message>> {
+    pub(crate) fn messages(
+        &self,
+        query: &str,
+        documents: &[&str],
+        nonce: &str,
+    ) -> Result<Vec<Message>> {
         let mut messages = vec![Message {
             role: "system",
-            content: self.render("system", query, document)?,
+            content: self.render("system", query, documents, nonce)?,
         }];
-        for example in &self.examples {
-            let content = self.render("user", &example.query, &example.document)?;
+        for (place, example) in self.examples.iter().enumerate() {
+            let of_example = retort_files::sha256(format!("{place} {}", self.digest).as_bytes());
+            let nonce = &of_example[..NONCE_DIGITS];
+            let content = self.render("user", &example.query, &example.shown(), nonce)?;
             messages.push(Message {
                 role: "user",
                 content,
@@ -145,31 +274,35 @@ impl Prompt {
         }
         messages.push(Message {
             role: "user",
-            content: self.render("user", query, document)?,
+            content: self.render("user", query, documents, nonce)?,
         });
         Ok(messages)
     }
 
-    /// The examples with the best and the worst answer, if there are both.
-    pub(crate) fn known(&self) -> Option<[Texts; 2]> {
-        let with = |answer: &String| {
-            let example = self.examples.iter().find(|one| one.answer == *answer)?;
-            Some(Texts {
-                query: example.query.clone(),
-                documents: vec![example.document.clone()],
-            })
+    fn render(
+        &self,
+        template: &str,
+        query: &str,
+        documents: &[&str],
+        nonce: &str,
+    ) -> Result<String> {
+        let context = match (self.kind, documents) {
+            (Kind::Graded, [document]) => context! { query, nonce, document => *document },
+            (Kind::Pairwise, [a, b]) => {
+                context! { query, nonce, document_a => *a, document_b => *b }
+            }
+            _ => {
+                context! { query, nonce, documents => documents.iter().copied().collect::<List>() }
+            }
         };
-        Some([with(self.answers.last()?)?, with(self.answers.first()?)?])
-    }
-
-    fn render(&self, template: &str, query: &str, document: &str) -> Result<String> {
         self.templates
             .get_template(template)
-            .and_then(|template| template.render(context! { query, document }))
+            .and_then(|template| template.render(context))
             .map_err(|error| {
+                let variables = self.kind.variables().join("`, `");
                 Error::Setting(format!(
                     "the prompt's `{template}` template: {error}; \
-                     the variables are `query` and `document`"
+                     the variables are `query`, `nonce`, `{variables}`"
                 ))
             })
     }
@@ -196,7 +329,10 @@ mod tests {
     fn renders_without_escaping_and_shows_the_examples_first() {
         let text = "answers = ['0', '1']\nsystem = 'Grade.'\nuser = 'Q: {{ query }} D: {{ document }}'\n\
                     [[examples]]\nquery = 'x'\ndocument = 'y'\nanswer = '1'";
-        let messages = read(text).unwrap().messages("a < b", "\"c\" & d").unwrap();
+        let messages = read(text)
+            .unwrap()
+            .messages("a < b", &["\"c\" & d"], "0")
+            .unwrap();
         let said: Vec<_> = messages
             .iter()
             .map(|one| (one.role, &*one.content))
@@ -211,6 +347,87 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_prompt_keeps_a_document_in_its_block_and_its_prefix_the_same() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../prompts");
+        let graded = Prompt::read(&folder.join("graded.toml")).unwrap();
+        let one = graded.messages("a query", &["a text"], "00aa").unwrap();
+        let other = graded.messages("another", &["other text"], "11bb").unwrap();
+        let (question, prefix) = one.split_last().unwrap();
+        assert_eq!(prefix, &other[..other.len() - 1], "servers read it once");
+        let place = |text: &str| question.content.find(text).unwrap();
+        assert!(place("<document-00aa>") < place("a text"));
+        assert!(place("a text") < place("</document-00aa>"));
+        assert!(place("</document-00aa>") < place("<query-00aa>"));
+        assert!(place("<query-00aa>") < place("a query"));
+        assert!(place("a query") < place("</query-00aa>"));
+    }
+
+    #[test]
+    fn each_kind_has_its_own_variables_and_answers() {
+        let pairwise = "kind = 'pairwise'\nanswers = ['A', 'B']\nsystem = 'Compare.'\n\
+                        user = '{{ query }} A: {{ document_a }} B: {{ document_b }}'";
+        let messages = read(pairwise)
+            .unwrap()
+            .messages("q", &["x", "y"], "0")
+            .unwrap();
+        assert_eq!(messages[1].content, "q A: x B: y");
+        let listwise = "kind = 'listwise'\nsystem = 'Order {{ documents | length }}.'\n\
+                        user = '{{ query }}{% for one in documents %} [{{ loop.index }}] {{ one }}{% endfor %}'\n\
+                        [[examples]]\nquery = 'e'\ndocuments = ['v', 'w']\nanswer = '[2] > [1]'";
+        let messages = read(listwise)
+            .unwrap()
+            .messages("q", &["x", "y", "z"], "0")
+            .unwrap();
+        let said: Vec<&str> = messages.iter().map(|one| &*one.content).collect();
+        assert_eq!(
+            said,
+            [
+                "Order 3.",
+                "e [1] v [2] w",
+                "[2] > [1]",
+                "q [1] x [2] y [3] z"
+            ]
+        );
+
+        for (prompt, said) in [
+            (pairwise.replace("'A', ", ""), "needs two answers"),
+            (
+                pairwise.replace("document_b", "document_a"),
+                "never shows the teacher document_b",
+            ),
+            (
+                pairwise.replace("document_b", "document"),
+                "`query`, `nonce`, `document_a`, `document_b`",
+            ),
+            (listwise.replace("loop.index", "\"-\""), "the numbers [1]"),
+            (
+                listwise.replace("system", "answers = ['A', 'B']\nsystem"),
+                "has no `answers`",
+            ),
+            (listwise.replace("[2] > [1]", "[2]"), "expected [2] > [1]"),
+            (
+                listwise.replace("documents = ['v', 'w']", "document = 'v'"),
+                "must have `documents`",
+            ),
+        ] {
+            let error = read(&prompt).err().unwrap().to_string();
+            assert!(error.contains(said), "{error} lacks {said}");
+        }
+    }
+
+    #[test]
+    fn the_committed_prompts_are_read_and_the_demos_is_what_its_labels_were_made_with() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        for file in fs::read_dir(root.join("prompts")).unwrap() {
+            Prompt::read(&file.unwrap().path()).unwrap();
+        }
+        let manifest = root.join("training-data/shop/labels/train/manifest.json");
+        let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
+        let prompt = Prompt::read(&root.join("prompts/shop-graded.toml")).unwrap();
+        assert_eq!(manifest["recipe"]["prompt"], *prompt.digest);
+    }
+
+    #[test]
     fn unknown_and_forgotten_variables_are_refused() {
         let unknown = read("answers = ['0', '1']\nsystem = ''\nuser = '{{ query }} {{ doc }}'");
         assert!(
@@ -218,7 +435,7 @@ mod tests {
                 .err()
                 .unwrap()
                 .to_string()
-                .contains("`query` and `document`")
+                .contains("`query`, `nonce`, `document`")
         );
         let forgotten = read("answers = ['0', '1']\nsystem = ''\nuser = '{{ query }}'");
         assert!(

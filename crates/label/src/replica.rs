@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::{Client, Url, redirect};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::limits::Gate;
@@ -56,13 +57,7 @@ impl Replica {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let client = if is_private(&base) {
-            // What is near is not sent through a proxy, which may be far.
-            Client::builder().no_proxy()
-        } else {
-            Client::builder()
-        };
-        let client = client
+        let client = Client::builder()
             .timeout(timeout)
             .connect_timeout(timeout.min(Duration::from_secs(10)))
             // A redirect would take the key, and the texts, to a host nobody named.
@@ -84,8 +79,8 @@ impl Replica {
         self.base.as_str()
     }
 
-    /// Posts a body of JSON and reads the whole reply.
-    pub(crate) async fn post(&self, path: &str, body: String) -> Result<Reply, NoReply> {
+    /// Posts a body and reads the whole reply.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Reply, NoReply> {
         let lost = |error: reqwest::Error| {
             let problem = describe(&error);
             if error.is_connect() {
@@ -101,8 +96,7 @@ impl Replica {
                 .join(path)
                 .map_err(|error| NoReply::NotSent(error.to_string()))?,
         };
-        let mut request = self.client.post(url).body(body);
-        request = request.header(CONTENT_TYPE, "application/json");
+        let mut request = self.client.post(url).json(body);
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -179,32 +173,6 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     match address(url) {
         Some(address) => address.is_loopback(),
         None => url.host_str() == Some("localhost"),
-    }
-}
-
-/// The host and port of an endpoint; empty of what is none.
-pub(crate) fn host(endpoint: &str) -> String {
-    let Ok(url) = Url::parse(endpoint) else {
-        return String::new();
-    };
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
-}
-
-/// Where an endpoint is and how texts travel there, in words.
-pub(crate) fn reach(endpoint: &str) -> &'static str {
-    match endpoint_url(endpoint) {
-        Ok(url) if is_loopback(&url) => "this machine",
-        Ok(url) => match (is_private(&url), url.scheme()) {
-            (true, "https") => "a private network, encrypted",
-            (true, _) => "a private network, unencrypted",
-            (false, "https") => "another host, encrypted",
-            (false, _) => "another host, unencrypted",
-        },
-        Err(_) => "nowhere",
     }
 }
 

@@ -1,4 +1,4 @@
--- The ledger of judgements, version 2. One file a project; any SQLite reads it.
+-- The ledger of judgements, version 1. One file a project; any SQLite reads it.
 
 -- What determines a judgement besides the texts: model, prompt, sampling. Its digest is in every key.
 CREATE TABLE recipe (
@@ -11,8 +11,8 @@ CREATE TABLE recipe (
 CREATE TABLE epoch (
   id       INTEGER PRIMARY KEY,
   recipe   INTEGER NOT NULL REFERENCES recipe (id),
-  model    TEXT NOT NULL,        -- as the replies name it; empty where they name none
-  probe    TEXT,                 -- JSON array: what the preflight found at each endpoint
+  model    TEXT NOT NULL,        -- as the replies name it
+  probe    TEXT,                 -- JSON: what the preflight found
   began_at TEXT NOT NULL
 ) STRICT;
 
@@ -40,7 +40,7 @@ CREATE TABLE judgement (
   query_id     TEXT NOT NULL,
   document_ids TEXT NOT NULL,         -- JSON array: one, two of a comparison, or a window
   sample       INTEGER NOT NULL,      -- 0, 1, … where a teacher is asked several times
-  text         TEXT NOT NULL,         -- digest of the texts as the collection has them
+  text         TEXT NOT NULL,         -- digests of the query's and each document's text
   outcome      TEXT NOT NULL CHECK (
     outcome IN ('ok', 'refused', 'filtered', 'truncated', 'unparsable', 'failed')),
   answer       TEXT CHECK ((answer IS NULL) = (outcome <> 'ok')),   -- JSON
@@ -67,8 +67,6 @@ CREATE TABLE attempt (
   status        INTEGER,             -- none where no reply came
   problem       TEXT,
   latency_ms    INTEGER NOT NULL,
-  sent_bytes    INTEGER NOT NULL,    -- of the body; 0 where there was no connection
-  redacted      TEXT,                -- JSON: what was replaced in its texts, by kind; none: nothing
   input_tokens  INTEGER NOT NULL,
   cached_tokens INTEGER NOT NULL,
   output_tokens INTEGER NOT NULL,

@@ -1,5 +1,7 @@
 //! From the ledger to a label set, and from judgements made elsewhere into the ledger.
 
+mod strengths;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -11,10 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
-use crate::job::{LabelSettings, Teacher};
+use crate::job::{LabelSettings, PROBE, Teacher};
 use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
-use crate::redact::Redactor;
+use crate::prompt::Kind;
 use crate::{Error, Result};
+use strengths::Strengths;
+
+pub use strengths::{PositionBias, position_bias};
 
 /// A label set that was written.
 #[derive(Clone, Debug, Serialize)]
@@ -27,7 +32,8 @@ pub struct Sealed {
 
 /// Writes the judgements of one recipe as a label set: all of them, or those that `candidates`
 /// names. Samples of a pair are averaged; of a pair whose text was edited, the text that was
-/// judged last counts.
+/// judged last counts. From comparisons and orders the strengths of a query's documents are fitted,
+/// all that were judged together; a strength is sealed as the probability of its sigmoid.
 ///
 /// # Errors
 /// A ledger with several recipes and none named, a pair of `candidates` without a judgement, a
@@ -41,7 +47,8 @@ pub fn seal(
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
-    let scale = Scale::deserialize(&recipe.spec["scale"]).unwrap_or(Scale::Probability);
+    let scale = scale(&recipe.spec);
+    let kind = Kind::of(&recipe.spec);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         top_grade: usize::try_from(grades)
@@ -49,7 +56,6 @@ pub fn seal(
             .saturating_sub(1),
         recipe: recipe.spec,
         models: recipe.models,
-        probes: recipe.probes,
         rows: 0,
         shards: Vec::new(),
         sealed_by: format!("retort {}", env!("CARGO_PKG_VERSION")),
@@ -66,10 +72,17 @@ pub fn seal(
     };
     let mut rows = 0;
     let digest = reader.judgements(recipe.id, |entries| {
-        let labels = Labels {
-            entries: entries.peekable(),
-            scale,
-            wanted,
+        let labels: Box<dyn Iterator<Item = Result<Label>> + '_> = match kind {
+            Kind::Graded => Box::new(Graded {
+                entries: entries.peekable(),
+                scale,
+                ledger,
+            }),
+            Kind::Pairwise | Kind::Listwise => Box::new(Strengths::new(entries, kind, ledger)),
+        };
+        let labels = Wanted {
+            labels,
+            missing: wanted,
             ledger,
         };
         Ok(label_set::write(
@@ -81,26 +94,23 @@ pub fn seal(
     Ok(Sealed { rows, digest })
 }
 
-/// Entries, in the order of pairs and of time, as labels.
-struct Labels<'a, I: Iterator> {
-    entries: std::iter::Peekable<I>,
-    /// What a reranker's scores are.
-    scale: Scale,
+/// Those of the labels that are wanted, and an error for those that did not come.
+struct Wanted<'a, I> {
+    labels: I,
     /// The pairs that are still to come; `None` takes all that comes.
-    wanted: Option<HashSet<(String, String)>>,
+    missing: Option<HashSet<(String, String)>>,
     ledger: &'a Path,
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
+impl<I: Iterator<Item = Result<Label>>> Iterator for Wanted<'_, I> {
     type Item = retort_data::Result<Label>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Some(first) = self.entries.next() else {
+            let Some(label) = self.labels.next() else {
                 return self.missing().map(Err);
             };
-            let label = first.and_then(|first| self.label(first));
-            match (label, &mut self.wanted) {
+            match (label, &mut self.missing) {
                 (Err(error), _) => return Some(Err(self.problem(error.to_string()))),
                 (Ok(label), None) => return Some(Ok(label)),
                 (Ok(label), Some(wanted)) => {
@@ -114,7 +124,44 @@ impl<I: Iterator<Item = Result<Entry>>> Iterator for Labels<'_, I> {
     }
 }
 
-impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
+impl<I> Wanted<'_, I> {
+    /// What is wrong when all labels came: pairs that were wanted and did not come.
+    fn missing(&mut self) -> Option<retort_data::Error> {
+        let wanted = self.missing.take()?;
+        let (query, document) = wanted.iter().min()?;
+        Some(self.problem(format!(
+            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
+             for them",
+            wanted.len()
+        )))
+    }
+
+    fn problem(&self, problem: String) -> retort_data::Error {
+        retort_data::Error::File {
+            path: self.ledger.to_owned(),
+            problem,
+        }
+    }
+}
+
+/// Entries about one document each, in the order of pairs and of time, as labels.
+struct Graded<'a, I: Iterator> {
+    entries: std::iter::Peekable<I>,
+    /// What a reranker's scores are.
+    scale: Scale,
+    ledger: &'a Path,
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Iterator for Graded<'_, I> {
+    type Item = Result<Label>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.entries.next()?;
+        Some(first.and_then(|first| self.label(first)))
+    }
+}
+
+impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
     /// The label of the pair that `first` and maybe the entries after it are about.
     fn label(&mut self, first: Entry) -> Result<Label> {
         let mut of_pair = vec![first];
@@ -152,10 +199,7 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
 
     /// The probabilities of an answer's grades, and their mass.
     fn read(&self, answer: &Value) -> Result<(Vec<f64>, f64)> {
-        let answer = Answer::deserialize(answer).map_err(|error| Error::File {
-            path: self.ledger.to_owned(),
-            problem: format!("a row can't be read: {error}"),
-        })?;
+        let answer = Answer::deserialize(answer).map_err(|error| unreadable(self.ledger, error))?;
         Ok(match (answer, self.scale) {
             (
                 Answer::Graded {
@@ -171,24 +215,6 @@ impl<I: Iterator<Item = Result<Entry>>> Labels<'_, I> {
             }
         })
     }
-
-    /// What is wrong when all entries are read: pairs that were wanted and did not come.
-    fn missing(&mut self) -> Option<retort_data::Error> {
-        let wanted = self.wanted.take()?;
-        let (query, document) = wanted.iter().min()?;
-        Some(self.problem(format!(
-            "has no judgement of {} of the pairs, such as {query} {document}: `retort label` asks \
-             for them",
-            wanted.len()
-        )))
-    }
-
-    fn problem(&self, problem: String) -> retort_data::Error {
-        retort_data::Error::File {
-            path: self.ledger.to_owned(),
-            problem,
-        }
-    }
 }
 
 /// An answer as the ledger has it.
@@ -201,7 +227,50 @@ enum Answer {
     Scored { score: f64 },
 }
 
-fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Result<RecipeStatus> {
+fn unreadable(ledger: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::File {
+        path: ledger.to_owned(),
+        problem: format!("a row can't be read: {problem}"),
+    }
+}
+
+/// Every label that a ledger's judgements by a recipe make, by query and document; none where there
+/// is no such ledger or recipe.
+pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, String), Label>> {
+    let mut found = HashMap::new();
+    if !ledger.exists() {
+        return Ok(found);
+    }
+    let reader = Reader::open(ledger)?;
+    let recipes = reader.recipes()?;
+    if let Some(recipe) = recipes.iter().find(|one| one.spec == *recipe) {
+        reader.judgements(recipe.id, |entries| {
+            let labels = Graded {
+                entries: entries.peekable(),
+                scale: scale(&recipe.spec),
+                ledger,
+            };
+            for label in labels {
+                let label = label?;
+                found.insert((label.query_id.clone(), label.document_id.clone()), label);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// What the scores of a recipe are, if it is a reranker's.
+fn scale(recipe: &Value) -> Scale {
+    Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
+}
+
+fn chosen(
+    mut recipes: Vec<RecipeStatus>,
+    wanted: Option<i64>,
+    ledger: &Path,
+) -> Result<RecipeStatus> {
+    recipes.retain(|one| one.spec[PROBE].is_null());
     let ids: Vec<String> = recipes.iter().map(|one| one.id.to_string()).collect();
     let several = recipes.len() > 1;
     let found = recipes
@@ -211,11 +280,14 @@ fn chosen(recipes: Vec<RecipeStatus>, wanted: Option<i64>, ledger: &Path) -> Res
         Some(recipe) if wanted.is_some() || !several => Ok(recipe),
         _ => Err(Error::File {
             path: ledger.to_owned(),
-            problem: format!(
-                "holds the recipes {}: name one of them with --recipe (`labels status` shows what \
-                 they are)",
-                ids.join(", ")
-            ),
+            problem: match &*ids {
+                [] => "holds no labels yet: `retort label` collects them".to_owned(),
+                ids => format!(
+                    "holds the recipes {}: name one of them with --recipe (`labels status` shows \
+                     what they are)",
+                    ids.join(", ")
+                ),
+            },
         }),
     }
 }
@@ -244,22 +316,16 @@ fn whole() -> f64 {
 /// (file and line); nothing is imported then.
 pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let teacher = Teacher::new(settings)?;
-    let collection = Collection::read(&settings.collection)?;
-    let top_grade = teacher.recipe["grades"]
-        .as_u64()
-        .and_then(|grades| usize::try_from(grades).ok())
-        .unwrap_or_default()
-        .saturating_sub(1);
-    let expected = r#"{"query_id", "document_id", "probabilities"}"#;
-    let rows = jsonl::read_numbered::<Imported>(file, expected)?;
-    let mut texts = Vec::new();
-    for (_, row) in &rows {
-        texts.push(collection.query(&row.query_id, file)?.text.clone());
-        texts.push(collection.document(&row.document_id, file)?.full_text());
+    if teacher.kind != Kind::Graded {
+        let problem = "prompt: judgements can be imported of one document each, and this one asks \
+                       about several";
+        return Err(Error::Setting(problem.to_owned()));
     }
-    let redactor = Redactor::new(settings, texts.into_iter())?;
+    let collection = Collection::read(&settings.collection)?;
+    let top_grade = teacher.top_grade();
+    let expected = r#"{"query_id", "document_id", "probabilities"}"#;
     let mut entries = Vec::new();
-    for (line, row) in rows {
+    for (line, row) in jsonl::read_numbered::<Imported>(file, expected)? {
         let refused = |problem: String| {
             Error::Data(retort_data::Error::Row {
                 path: file.to_owned(),
@@ -288,10 +354,13 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
         if let Some(problem) = label.problem(top_grade) {
             return Err(refused(problem));
         }
-        let sent = redactor.redact(&[&query.text, &document.full_text()])?;
-        let (query, document) = (&sent[0].text, &sent[1].text);
         entries.push(Entry {
-            key: Key::new(&teacher.recipe_digest, 0, query, &[document]),
+            key: Key::new(
+                &teacher.recipe_digest,
+                0,
+                &query.text,
+                &[&document.full_text()],
+            ),
             query_id: label.query_id,
             document_ids: vec![label.document_id],
             sample: 0,

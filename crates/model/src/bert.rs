@@ -5,10 +5,11 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::activation::{gelu, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use crate::config::BertConfig;
+use crate::gelu::gelu;
 
 /// What the model reads: token ids, padded to one length.
 #[derive(Debug, Clone)]

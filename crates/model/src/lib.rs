@@ -23,6 +23,7 @@ mod bert;
 mod config;
 mod device;
 mod error;
+mod gelu;
 mod pairs;
 mod parallel;
 mod weights;

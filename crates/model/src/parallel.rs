@@ -10,11 +10,16 @@ use rayon::ThreadPoolBuilder;
 /// How many pieces of work a device gains from doing side by side: on the CPU one a core, because
 /// there most operations but matrix products run on one core; elsewhere one.
 pub fn parallelism(device: &Device) -> usize {
-    if device.clone().without_autodiff() == Device::flex() {
+    if is_cpu(device) {
         thread::available_parallelism().map_or(1, usize::from)
     } else {
         1
     }
+}
+
+/// Whether what is computed there is computed in this memory, on this processor.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
 }
 
 /// `work` on every item, on that many threads; the results in the order of the items.

@@ -65,7 +65,8 @@ impl Dataset {
 }
 
 /// Keeps a certain teacher's logit finite: grades within this share of the scale's ends count as
-/// that far from them.
+/// that far from them. So a strength from comparisons or orders is its own target up to ±4.6, and
+/// stronger documents are not told apart.
 const LEAST_DOUBT: f64 = 0.01;
 
 /// The expected grade as a logit: `log(p / (1 − p))` of its share `p` of the top grade, so that
@@ -76,4 +77,34 @@ fn teacher_logit(label: &Label, top_grade: usize) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "within ±4.6")]
     let logit = (share / (1.0 - share)).ln() as f32;
     logit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_is_its_own_target_as_far_as_doubt_is_left() {
+        for (strength, target) in [
+            (1.7, 1.7),
+            (-4.5, -4.5),
+            (0.0, 0.0),
+            (7.0, 4.595),
+            (-50.0, -4.595),
+        ] {
+            let p = 1.0 / (1.0 + f64::exp(-strength));
+            let label = Label {
+                query_id: "q".into(),
+                document_id: "d".into(),
+                grade: p,
+                probabilities: vec![1.0 - p, p],
+                mass: 1.0,
+                samples: 8,
+                text: String::new(),
+                at: String::new(),
+            };
+            let logit = teacher_logit(&label, 1);
+            assert!((logit - target).abs() < 1e-3, "{strength}: {logit}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dialect, Problem, Request, Texts, Tokens, WRITTEN_TOKENS, most_read, shortened, written_grade,
+    Dialect, Problem, Request, Texts, Tokens, most_read, most_written, shortened, written_answer,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -13,7 +13,7 @@ use crate::prompt::Prompt;
 /// The version of the interface, which every request names.
 pub(crate) const VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
 
-/// A model behind the messages interface that grades pairs.
+/// A model behind the messages interface.
 pub(crate) struct Anthropic {
     pub(crate) prompt: Prompt,
     pub(crate) model: String,
@@ -23,28 +23,29 @@ pub(crate) struct Anthropic {
 }
 
 impl Dialect for Anthropic {
+    fn top_answer(&self) -> Option<&str> {
+        self.prompt.answers.last().map(String::as_str)
+    }
+
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let question = questions[0];
-        let mut messages = self
-            .prompt
-            .messages(&question.query, &question.documents[0])?;
-        let most_tokens = (most_read(&messages), WRITTEN_TOKENS);
+        let mut messages =
+            self.prompt
+                .messages(&question.query, &question.shown(), &question.nonce)?;
+        let most_written = most_written(&self.prompt, question);
+        let most_tokens = (most_read(&messages), most_written);
         let system = messages.remove(0).content;
         let body = json!({
             "model": self.model,
             "system": system,
             "messages": messages,
-            "max_tokens": WRITTEN_TOKENS,
+            "max_tokens": most_written,
             "temperature": self.temperature,
         });
         Ok(Request::new("messages", body, &self.extra, most_tokens))
     }
 
-    fn known(&self) -> Option<[Texts; 2]> {
-        self.prompt.known()
-    }
-
-    fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {
         match reply["stop_reason"].as_str() {
             Some("refusal") => {
                 let problem = "the teacher refused".to_owned();
@@ -65,7 +66,7 @@ impl Dialect for Anthropic {
             .iter()
             .filter_map(|block| block["text"].as_str())
             .collect();
-        Ok(vec![written_grade(&written, &self.prompt.answers)?])
+        Ok(vec![written_answer(&written, &self.prompt, questions[0])?])
     }
 
     fn usage(&self, reply: &Value) -> Option<Tokens> {
@@ -96,13 +97,17 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_rubric_is_the_system_prompt() {
-        let texts = Texts {
+    fn texts() -> Texts {
+        Texts {
             query: "q".into(),
             documents: vec!["d".into()],
-        };
-        let body = anthropic().request(&[&texts]).unwrap().body;
+            nonce: "0".into(),
+        }
+    }
+
+    #[test]
+    fn the_rubric_is_the_system_prompt() {
+        let body = anthropic().request(&[&texts()]).unwrap().body;
         assert_eq!(body["system"], "Grade.");
         assert_eq!(
             body["messages"],
@@ -117,19 +122,23 @@ mod tests {
             "content": [{"type": "thinking", "thinking": "0"}, {"type": "text", "text": "1"}],
             "usage": {"input_tokens": 5, "cache_read_input_tokens": 20, "output_tokens": 1},
         });
-        let answers = dialect.read(&graded, 1).unwrap();
+        let answers = dialect.read(&graded, &[&texts()]).unwrap();
         assert_eq!(answers[0]["probabilities"], json!([0.0, 1.0]));
         assert_eq!(dialect.usage(&graded), Some((25, 20, 1)));
-        let refused = dialect.read(&json!({"stop_reason": "refusal", "content": []}), 1);
+        let stopped = |reason: &str| {
+            let reply = json!({"stop_reason": reason, "content": []});
+            dialect.read(&reply, &[&texts()])
+        };
+        let refused = stopped("refusal");
         assert!(matches!(refused, Err(Problem::Final(Outcome::Refused, _))));
-        let cut = dialect.read(&json!({"stop_reason": "model_context_window_exceeded"}), 1);
+        let cut = stopped("model_context_window_exceeded");
         assert!(matches!(cut, Err(Problem::Final(Outcome::Truncated, _))));
         for reply in [
             json!({}),
             json!({"content": [{"type": "text", "text": "I think 1"}]}),
         ] {
             assert!(matches!(
-                dialect.read(&reply, 1),
+                dialect.read(&reply, &[&texts()]),
                 Err(Problem::Unreadable(_))
             ));
         }

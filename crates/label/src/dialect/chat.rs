@@ -4,12 +4,13 @@
 //! The teacher is asked for one token, and its answer is not that token but the probability of
 //! each grade among the alternatives: the expected grade orders pairs far better than the written
 //! digit (Zhuang et al., 2023, arXiv 2310.14122). Where a server gives no log-probabilities, the
-//! written grades of several samples make the distribution.
+//! written grades of several samples make the distribution. Orders are written in any case.
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dialect, Problem, Request, Texts, WRITTEN_TOKENS, most_read, rounded, shortened, written_grade,
+    Dialect, Problem, Request, Texts, most_read, most_written, place_of, rounded, shortened,
+    written_answer,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -18,7 +19,7 @@ use crate::prompt::Prompt;
 /// Alternatives asked for: the most that OpenAI grants.
 const TOP_LOGPROBS: usize = 20;
 
-/// A chat model that grades pairs.
+/// A chat model.
 pub(crate) struct Chat {
     pub(crate) prompt: Prompt,
     pub(crate) model: String,
@@ -34,15 +35,19 @@ pub(crate) struct Chat {
 }
 
 impl Dialect for Chat {
+    fn top_answer(&self) -> Option<&str> {
+        self.prompt.answers.last().map(String::as_str)
+    }
+
     fn request(&self, questions: &[&Texts]) -> Result<Request> {
         let question = questions[0];
         let messages = self
             .prompt
-            .messages(&question.query, &question.documents[0])?;
+            .messages(&question.query, &question.shown(), &question.nonce)?;
         let most_written = if self.log_probabilities {
             1
         } else {
-            WRITTEN_TOKENS
+            most_written(&self.prompt, question)
         };
         let most_tokens = (most_read(&messages), most_written);
         let mut body = json!({
@@ -63,21 +68,16 @@ impl Dialect for Chat {
         ))
     }
 
-    fn known(&self) -> Option<[Texts; 2]> {
-        self.prompt.known()
-    }
-
-    fn read(&self, reply: &Value, _questions: usize) -> Result<Vec<Value>, Problem> {
-        let answers = &self.prompt.answers;
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {
         let choice = &reply["choices"][0];
         if let Some(problem) = withheld(choice) {
             return Err(problem);
         }
         let answer = if self.log_probabilities {
-            of_probabilities(choice, answers, self.least_mass)?
+            of_probabilities(choice, &self.prompt.answers, self.least_mass)?
         } else {
             let written = choice["message"]["content"].as_str();
-            written_grade(written.unwrap_or_default(), answers)?
+            written_answer(written.unwrap_or_default(), &self.prompt, questions[0])?
         };
         Ok(vec![answer])
     }
@@ -96,7 +96,8 @@ fn withheld(choice: &Value) -> Option<Problem> {
 
 /// The grades' probabilities among the alternatives of the first token.
 ///
-/// A grade may appear as several tokens (`"3"`, `" 3"`): their probabilities add up. Grades below
+/// A grade may appear as several tokens (`"3"`, `" 3"`; `"Yes"`, `" yes"`): their probabilities add
+/// up. Grades below
 /// the listed alternatives count as 0; the mass says how much that can matter.
 fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Result<Value, Problem> {
     let alternatives = choice["logprobs"]["content"][0]["top_logprobs"]
@@ -120,7 +121,7 @@ fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Resu
         if !(-1000.0..=1e-3).contains(&logprob) {
             continue;
         }
-        if let Some(grade) = answers.iter().position(|answer| answer == token.trim()) {
+        if let Some(grade) = place_of(token, answers) {
             probabilities[grade] += logprob.exp();
         }
     }
@@ -200,11 +201,41 @@ mod tests {
     }
 
     #[test]
+    fn spellings_of_a_word_add_up() {
+        let spelt = [
+            ("Yes", 0.4),
+            (" yes", 0.25),
+            ("YES", 0.05),
+            ("No", 0.2),
+            (" no", 0.1),
+        ];
+        let answers = ["no", "yes"].map(String::from);
+        let spelt = spelt.map(|(token, p): (&str, f64)| (token, p.ln()));
+        let answer = of_probabilities(&choice(&spelt), &answers, 0.9).unwrap();
+        assert_eq!(answer["probabilities"], json!([0.3, 0.7]));
+        assert_eq!(answer["mass"], 1.0);
+    }
+
+    #[test]
     fn a_written_grade_stands_alone() {
-        let answer = written_grade(" 2\n", &grades()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompt.toml");
+        let text =
+            "answers = ['0', '1', '2', '3']\nsystem = ''\nuser = '{{ query }} {{ document }}'";
+        fs_err::write(&path, text).unwrap();
+        let prompt = Prompt::read(&path).unwrap();
+        let texts = Texts {
+            query: "q".into(),
+            documents: vec!["d".into()],
+            nonce: "0".into(),
+        };
+        let answer = written_answer(" 2\n", &prompt, &texts).unwrap();
         assert_eq!(answer["probabilities"], json!([0.0, 0.0, 1.0, 0.0]));
         for content in ["7", "2 or 3", "I rate it 2", "", "```2```"] {
-            assert!(written_grade(content, &grades()).is_err(), "{content}");
+            assert!(
+                written_answer(content, &prompt, &texts).is_err(),
+                "{content}"
+            );
         }
     }
 

@@ -146,53 +146,12 @@ impl Dialect for Rerank {
         Ok(Request::new(format.path, body, &self.extra, (most_read, 0)))
     }
 
-    fn read(&self, reply: &Value, questions: usize) -> Result<Vec<Value>, Problem> {
-        let score_of = self.format.score;
-        let list = self.format.list.map_or(reply, |field| &reply[field]);
-        let list = list.as_array().ok_or_else(|| {
-            let shown = shortened(&reply.to_string());
-            Problem::Unreadable(format!("the reply has no scores: {shown}"))
-        })?;
-        let mut scores = vec![None; questions];
-        for one in list {
-            let index = one["index"]
-                .as_u64()
-                .and_then(|index| usize::try_from(index).ok());
-            let place = index
-                .and_then(|index| scores.get_mut(index))
-                .ok_or_else(|| {
-                    let shown = &one["index"];
-                    Problem::Unreadable(format!(
-                        "the index {shown} is none of 0 to {}",
-                        questions - 1
-                    ))
-                })?;
-            let score = one[score_of].as_f64().filter(|score| score.is_finite());
-            let score = score.ok_or_else(|| {
-                let shown = &one[score_of];
-                Problem::Unreadable(format!("{score_of} is {shown}, expected a number"))
-            })?;
-            if self.scale == Scale::Probability && !(0.0..=1.0).contains(&score) {
-                return Err(Problem::Unreadable(format!(
-                    "{score_of} is {score}, expected one from 0 to 1; `scale = \"logit\"` is for \
-                     a server that gives logits"
-                )));
-            }
-            if place.replace(score).is_some() {
-                let shown = &one["index"];
-                return Err(Problem::Unreadable(format!(
-                    "the index {shown} comes twice"
-                )));
-            }
-        }
-        scores
-            .into_iter()
-            .enumerate()
-            .map(|(index, score)| match score {
-                Some(score) => Ok(json!({"score": score})),
-                None => Err(Problem::Unreadable(format!("the index {index} is missing"))),
-            })
-            .collect()
+    fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {
+        let Format { list, score, .. } = self.format;
+        let scores = scores(reply, *list, score, self.scale, questions.len())?;
+        Ok((scores.into_iter())
+            .map(|score| json!({"score": score}))
+            .collect())
     }
 
     fn usage(&self, reply: &Value) -> Option<Tokens> {
@@ -201,6 +160,59 @@ impl Dialect for Rerank {
         let tokens = tokens.or_else(|| usage["prompt_tokens"].as_u64())?;
         Some((tokens, 0, 0))
     }
+}
+
+/// The scores of so many documents: the reply, or its field `list`, has each index once, with a
+/// score in the field `score_of`.
+pub(crate) fn scores(
+    reply: &Value,
+    list: Option<&str>,
+    score_of: &str,
+    scale: Scale,
+    documents: usize,
+) -> Result<Vec<f64>, Problem> {
+    let list = list.map_or(reply, |field| &reply[field]);
+    let list = list.as_array().ok_or_else(|| {
+        let shown = shortened(&reply.to_string());
+        Problem::Unreadable(format!("the reply has no scores: {shown}"))
+    })?;
+    let mut scores = vec![None; documents];
+    for one in list {
+        let index = one["index"]
+            .as_u64()
+            .and_then(|index| usize::try_from(index).ok());
+        let place = index
+            .and_then(|index| scores.get_mut(index))
+            .ok_or_else(|| {
+                let shown = &one["index"];
+                Problem::Unreadable(format!(
+                    "the index {shown} is none of 0 to {}",
+                    documents - 1
+                ))
+            })?;
+        let score = one[score_of].as_f64().filter(|score| score.is_finite());
+        let score = score.ok_or_else(|| {
+            let shown = &one[score_of];
+            Problem::Unreadable(format!("{score_of} is {shown}, expected a number"))
+        })?;
+        if scale == Scale::Probability && !(0.0..=1.0).contains(&score) {
+            return Err(Problem::Unreadable(format!(
+                "{score_of} is {score}, expected one from 0 to 1; `scale = \"logit\"` is for a \
+                 server that gives logits"
+            )));
+        }
+        if place.replace(score).is_some() {
+            let shown = &one["index"];
+            return Err(Problem::Unreadable(format!(
+                "the index {shown} comes twice"
+            )));
+        }
+    }
+    (scores.into_iter().enumerate())
+        .map(|(index, score)| {
+            score.ok_or_else(|| Problem::Unreadable(format!("the index {index} is missing")))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -217,6 +229,15 @@ mod tests {
         }
     }
 
+    fn read(format: &'static Format, reply: &Value) -> Result<Vec<Value>, Problem> {
+        let texts = Texts {
+            query: "q".into(),
+            documents: vec!["d".into()],
+            nonce: "0".into(),
+        };
+        rerank(format).read(reply, &[&texts; 3])
+    }
+
     #[test]
     fn scores_are_matched_by_index() {
         let sorted = json!([{"index": 2, "score": 3.0}, {"index": 0, "score": 1.0}, {"index": 1, "score": -2.0}]);
@@ -225,9 +246,9 @@ mod tests {
             json!({"score": -2.0}),
             json!({"score": 3.0}),
         ];
-        assert_eq!(rerank(&TEI).read(&sorted, 3).unwrap(), in_order);
+        assert_eq!(read(&TEI, &sorted).unwrap(), in_order);
         let of_vllm = json!({"data": sorted});
-        assert_eq!(rerank(&VLLM_SCORE).read(&of_vllm, 3).unwrap(), in_order);
+        assert_eq!(read(&VLLM_SCORE, &of_vllm).unwrap(), in_order);
     }
 
     #[test]
@@ -246,12 +267,12 @@ mod tests {
         ];
         for (results, expected) in cases {
             let reply = json!({"results": results});
-            let problem = rerank(&COHERE).read(&reply, 3).unwrap_err();
+            let problem = read(&COHERE, &reply).unwrap_err();
             assert!(
                 problem.to_string().contains(expected),
                 "{problem} lacks {expected}"
             );
         }
-        assert!(rerank(&JINA).read(&json!({"error": "x"}), 3).is_err());
+        assert!(read(&JINA, &json!({"error": "x"})).is_err());
     }
 }

@@ -32,9 +32,9 @@ pub(crate) struct Seen {
     pub(crate) number: usize,
     /// How many requests about this pair came before.
     pub(crate) attempt: usize,
-    /// The number in the document's text; the first document's, where there are several. 0 in
-    /// probes, whose texts have none.
+    /// The number in the document's text; the first document's, where there are several.
     pub(crate) document: usize,
+    /// With the line that names the path.
     pub(crate) headers: String,
     pub(crate) body: Value,
 }
@@ -108,17 +108,11 @@ impl Shared {
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
         let body: Value = serde_json::from_slice(&body).ok()?;
-        let question = match documents(&body) {
-            Some(texts) => Value::from(texts.clone()).to_string(),
-            None => body["messages"].as_array()?.last()?["content"]
-                .as_str()?
-                .to_owned(),
+        let question = match body["messages"].as_array() {
+            Some(messages) => messages.last()?["content"].as_str()?.to_owned(),
+            None => body.to_string(),
         };
-        let number = |(_, rest): (&str, &str)| {
-            let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-            digits.parse().ok()
-        };
-        let document = question.split_once("document ").and_then(number);
+        let document = documents(&question).first().copied().unwrap_or_default();
         let attempt = {
             let mut attempts = self.attempts.lock().unwrap();
             let count = attempts.entry(question).or_insert(0);
@@ -128,7 +122,7 @@ impl Shared {
         let seen = Seen {
             number: self.requests.fetch_add(1, Ordering::SeqCst),
             attempt,
-            document: document.unwrap_or_default(),
+            document,
             headers,
             body,
         };
@@ -139,11 +133,6 @@ impl Shared {
         self.at_once.fetch_sub(1, Ordering::SeqCst);
         goes_on
     }
-}
-
-/// The texts that a reranker is asked to score.
-pub(crate) fn documents(body: &Value) -> Option<&Vec<Value>> {
-    body["texts"].as_array().or(body["documents"].as_array())
 }
 
 fn carry_out(act: Act, mut stream: &TcpStream) -> Option<()> {
@@ -182,6 +171,19 @@ fn carry_out(act: Act, mut stream: &TcpStream) -> Option<()> {
             None
         }
     }
+}
+
+/// The numbers of the documents that a text shows, in their order.
+pub(crate) fn documents(text: &str) -> Vec<usize> {
+    let after = text.split("document ").skip(1);
+    let number = |after: &str| {
+        after
+            .split(|c: char| !c.is_ascii_digit())
+            .next()?
+            .parse()
+            .ok()
+    };
+    after.filter_map(number).collect()
 }
 
 /// A chat completion whose alternatives have these probabilities.
@@ -257,8 +259,7 @@ impl Job {
         self.path("ledger.sqlite")
     }
 
-    /// The job's settings, without a preflight; `more` is TOML for `[teacher]` and whatever follows
-    /// it.
+    /// The job's settings; `more` is TOML for `[teacher]` and whatever follows it.
     pub(crate) fn settings(&self, server: &Server, more: &str) -> retort_label::LabelSettings {
         toml::from_str(&self.toml(&server.url, more)).unwrap()
     }
@@ -266,7 +267,7 @@ impl Job {
     pub(crate) fn toml(&self, url: &str, more: &str) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         format!(
-            "collection = {}\ncandidates = {}\nledger = {}\nprompt = {}\npreflight = false\n\
+            "collection = {}\ncandidates = {}\nledger = {}\nprompt = {}\n\
              [teacher]\nname = 'scripted'\nmodel = 'scripted'\nendpoints = [{url:?}]\n{more}",
             quoted(self.folder.path()),
             quoted(&self.path("candidates.jsonl")),
