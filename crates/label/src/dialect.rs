@@ -144,15 +144,20 @@ pub(crate) trait Dialect: Send + Sync {
     /// What the server says it used.
     fn usage(&self, reply: &Value) -> Option<Tokens> {
         let usage = &reply["usage"];
-        let read = usage["prompt_tokens"].as_u64()?;
+        let read = tokens(&usage["prompt_tokens"])?;
         let cached = &usage["prompt_tokens_details"]["cached_tokens"];
         let written = &usage["completion_tokens"];
         Some((
             read,
-            cached.as_u64().unwrap_or(0),
-            written.as_u64().unwrap_or(0),
+            tokens(cached).unwrap_or(0),
+            tokens(written).unwrap_or(0),
         ))
     }
+}
+
+/// A number of tokens, if it can be one: sums of larger ones would overflow.
+fn tokens(value: &Value) -> Option<u64> {
+    value.as_u64().filter(|tokens| *tokens <= u32::MAX.into())
 }
 
 /// What a reply with another status than 200 means; `url` names the teacher in errors.

@@ -8,6 +8,9 @@ use reqwest::header::HeaderMap;
 /// A server that asks for a longer pause than this is not waited for.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_mins(2);
 
+/// As good as for ever; the clock can't count much longer pauses.
+const NEVER_SECONDS: f64 = 1e9;
+
 /// What a server said about trying again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Advice {
@@ -37,8 +40,9 @@ impl Advice {
             })
         });
         let after = after
-            .filter(|seconds| *seconds > 0.0)
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            .filter(|seconds| *seconds > 0.0 && seconds.is_finite())
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds.min(NEVER_SECONDS)).ok())
+            .filter(|pause| !pause.is_zero());
         Self { again, after }
     }
 }
@@ -66,7 +70,7 @@ mod tests {
     fn every_spelling_of_retry_after_is_read() {
         // Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples.
         let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let cases: [(Headers, Option<f64>); 12] = [
+        let cases: [(Headers, Option<f64>); 14] = [
             (&[("retry-after", "3")], Some(3.0)),
             (&[("retry-after", "0.25")], Some(0.25)),
             (&[("retry-after-ms", "20")], Some(0.02)),
@@ -85,7 +89,9 @@ mod tests {
             (&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")], None),
             (&[("retry-after", "0")], None),
             (&[("retry-after", "-5")], None),
+            (&[("retry-after", "1e-12")], None),
             (&[("retry-after", "inf")], None),
+            (&[("retry-after", "1e19")], Some(NEVER_SECONDS)),
             (&[("retry-after", "later")], None),
             (&[], None),
         ];

@@ -4,7 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Dialect, Problem, Request, Texts, Tokens, most_read, most_written, shortened, written_answer,
+    Dialect, Problem, Request, Texts, Tokens, most_read, most_written, shortened, tokens,
+    written_answer,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -71,8 +72,8 @@ impl Dialect for Anthropic {
 
     fn usage(&self, reply: &Value) -> Option<Tokens> {
         let usage = &reply["usage"];
-        let count = |name: &str| usage[name].as_u64().unwrap_or(0);
-        let fresh = usage["input_tokens"].as_u64()?;
+        let count = |name: &str| tokens(&usage[name]).unwrap_or(0);
+        let fresh = tokens(&usage["input_tokens"])?;
         let cached = count("cache_read_input_tokens");
         // Writing the cache is input, too; what it costs beyond that is the price table's to say.
         let read = fresh + cached + count("cache_creation_input_tokens");

@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, Problem, Request, Texts, Tokens, shortened};
+use super::{Dialect, Problem, Request, Texts, Tokens, shortened, tokens};
 use crate::Result;
 
 /// What a score is.
@@ -156,9 +156,8 @@ impl Dialect for Rerank {
 
     fn usage(&self, reply: &Value) -> Option<Tokens> {
         let usage = &reply["usage"];
-        let tokens = usage["total_tokens"].as_u64();
-        let tokens = tokens.or_else(|| usage["prompt_tokens"].as_u64())?;
-        Some((tokens, 0, 0))
+        let read = tokens(&usage["total_tokens"]).or_else(|| tokens(&usage["prompt_tokens"]))?;
+        Some((read, 0, 0))
     }
 }
 
