@@ -1,9 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
+use retort_data::Error;
 use retort_data::candidates::{self, Mix};
-use retort_data::collection::Collection;
+use retort_data::collection::{Collection, Query};
+use retort_data::trec::Run;
 use serde_json::json;
 
 use crate::progress;
@@ -14,9 +16,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     collection: PathBuf,
 
-    /// Whose queries: a file name in qrels/ without its ending
+    /// Whose queries: a file name in qrels/ without its ending; all queries where it is left out
     #[arg(long)]
-    split: String,
+    split: Option<String>,
 
     /// The file to write, one JSON object a line
     #[arg(long, value_name = "FILE")]
@@ -30,9 +32,26 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 6)]
     trigrams: usize,
 
-    /// Documents at random; more where a search finds too few
+    /// What other systems found, as TREC runs
+    #[arg(long = "run", value_name = "FILE", num_args = 1..)]
+    runs: Vec<PathBuf>,
+
+    /// Documents from each run, beyond those before: half from its top, half from strata below
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    per_run: usize,
+
+    /// The last rank of a run that is looked at
+    #[arg(long, value_name = "RANK", default_value_t = 100)]
+    depth: usize,
+
+    /// Documents at random; more where a search or a run has too few
     #[arg(long, default_value_t = 4)]
     random: usize,
+
+    /// Take no document that has a gain for the query in any split: for candidates that serve as
+    /// negatives, unjudged
+    #[arg(long)]
+    exclude_positives: bool,
 
     /// The same seed draws the same documents
     #[arg(long, default_value_t = 1)]
@@ -40,29 +59,43 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let Arguments {
-        collection,
-        split,
-        out,
-        bm25,
-        trigrams,
-        random,
-        seed,
-    } = arguments;
-    let collection = Collection::read(collection)?;
-    let qrels = collection.qrels(split)?;
+    let out = &arguments.out;
+    let collection = Collection::read(&arguments.collection)?;
+    let mut queries: Vec<&Query> = collection.queries().collect();
+    if let Some(split) = &arguments.split {
+        let gains = collection.qrels(split)?;
+        queries.retain(|query| gains.contains_key(&query.id));
+    }
+    let mut excluded = BTreeMap::new();
+    if arguments.exclude_positives {
+        excluded = collection.positives()?;
+    }
+
+    let wanted: BTreeSet<&str> = queries.iter().map(|query| &*query.id).collect();
+    let mut runs: Vec<Run> = Vec::new();
+    for path in &arguments.runs {
+        let run = Run::read(
+            path,
+            |id| wanted.contains(id),
+            |id| collection.has_document(id),
+        )?;
+        if runs.iter().any(|other| other.name == run.name) {
+            let problem = format!("--run: two are named {}: rename one of the files", run.name);
+            return Err(Error::Setting(problem).into());
+        }
+        runs.push(run);
+    }
     let mix = Mix {
-        bm25: *bm25,
-        trigrams: *trigrams,
-        random: *random,
+        bm25: arguments.bm25,
+        trigrams: arguments.trigrams,
+        runs,
+        per_run: arguments.per_run,
+        depth: arguments.depth,
+        random: arguments.random,
+        excluded,
+        seed: arguments.seed,
     };
-    let drawn = candidates::draw(
-        &collection,
-        &qrels,
-        &collection.qrels_path(split),
-        mix,
-        *seed,
-    )?;
+    let drawn = candidates::draw(&collection, &queries, &mix)?;
     candidates::write(out, &drawn)?;
 
     let mut sources = BTreeMap::new();
@@ -75,9 +108,9 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             "{}: {} pairs for {} queries {sources:?}",
             out.display(),
             drawn.len(),
-            qrels.len()
+            queries.len()
         ),
-        &json!({"out": out, "pairs": drawn.len(), "queries": qrels.len(), "sources": sources}),
+        &json!({"out": out, "pairs": drawn.len(), "queries": queries.len(), "sources": sources}),
     );
     Ok(())
 }

@@ -8,6 +8,7 @@ mod device;
 mod exit;
 mod export;
 mod generate;
+mod import;
 mod label;
 mod labels;
 mod progress;
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     /// Write a demo collection made from a seed
     Generate(generate::Arguments),
+    /// Make a collection of files in another format
+    Import(import::Arguments),
     /// Choose the documents worth judging for each query
     Candidates(candidates::Arguments),
     /// Collect a teacher's judgements over HTTP; run again to go on
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     let done = match &cli.command {
         Command::Generate(arguments) => generate::run(arguments, cli.json),
+        Command::Import(arguments) => import::run(arguments, cli.json),
         Command::Candidates(arguments) => candidates::run(arguments, cli.json),
         Command::Label(arguments) => label::run(arguments, cli.json),
         Command::Labels(arguments) => labels::run(arguments, cli.json),

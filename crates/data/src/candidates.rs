@@ -1,13 +1,26 @@
 //! Documents worth judging: per query the best of BM25 over words, the best of BM25 over
-//! trigrams, and a few at random, each with the reason it was taken.
+//! trigrams, some from the runs of other systems, and a few at random, each with the reason it was
+//! taken.
+//!
+//! # Runs
+//!
+//! Of what a run found, half is taken from the very top, as in TREC's pools. The other half comes
+//! from strata below that end at ranks growing geometrically down to a depth, or to where the run
+//! ends: an equal number from each, drawn by lot. So ranks are sampled at a rate that falls with
+//! depth, as for inferred measures (Yilmaz, Kanoulas and Aslam, 2008), and a student also meets what
+//! a system ranked middling. Ten of a depth of 100 are ranks 1 to 5 and one of each 6–9, 10–17,
+//! 18–30, 31–55 and 56–100.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bm25::{Bm25, Matching};
-use crate::collection::{Collection, Document, Qrels};
+use crate::collection::{Collection, Document, Query};
+use crate::trec::Run;
 use crate::{Error, Result, jsonl};
 
 /// One pair to judge.
@@ -20,99 +33,197 @@ pub struct Candidate {
     pub document_id: String,
     /// Why it is here.
     pub source: Source,
+    /// Its rank in the run that it is from, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
 }
 
 /// Why a document is a candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Source {
     /// Among the best of BM25 over words.
     Bm25,
     /// Among the best of BM25 over trigrams.
     Trigrams,
+    /// In the run of that name.
+    Run(String),
     /// Drawn at random from the rest.
     Random,
 }
 
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Bm25 => "bm25",
-            Self::Trigrams => "trigrams",
-            Self::Random => "random",
-        })
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Bm25 => f.write_str("bm25"),
+            Self::Trigrams => f.write_str("trigrams"),
+            Self::Run(name) => write!(f, "run:{name}"),
+            Self::Random => f.write_str("random"),
+        }
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        source.to_string()
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match &*text {
+            "bm25" => Ok(Self::Bm25),
+            "trigrams" => Ok(Self::Trigrams),
+            "random" => Ok(Self::Random),
+            _ => match text.strip_prefix("run:") {
+                Some(name) => Ok(Self::Run(name.to_owned())),
+                None => Err(format!(
+                    "unknown source {text:?}, expected bm25, trigrams, random or run:NAME"
+                )),
+            },
+        }
     }
 }
 
 /// How many documents to take from where.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Mix {
     /// From BM25 over words.
     pub bm25: usize,
     /// From BM25 over trigrams, beyond those.
     pub trigrams: usize,
+    /// What other systems found.
+    pub runs: Vec<Run>,
+    /// From each run, beyond those before.
+    pub per_run: usize,
+    /// The last rank of a run that is looked at.
+    pub depth: usize,
     /// At random. Where a search finds fewer than its share, these fill the pool, so that every
     /// query has the same number of candidates.
     pub random: usize,
+    /// Documents that are not taken, by query.
+    pub excluded: BTreeMap<String, BTreeSet<String>>,
+    /// The same seed draws the same documents.
+    pub seed: u64,
 }
 
-/// Draws candidates for every query of `qrels`. Gold gains play no part in it.
+/// Draws candidates for queries. Gold gains play no part in it: a candidate is a pair to be judged,
+/// whatever its source, and not a negative.
 ///
 /// # Errors
-/// When a search fails or the qrels name an unknown query.
-pub fn draw(
-    collection: &Collection,
-    qrels: &Qrels,
-    source: &Path,
-    mix: Mix,
-    seed: u64,
-) -> Result<Vec<Candidate>> {
+/// When a search fails.
+pub fn draw(collection: &Collection, queries: &[&Query], mix: &Mix) -> Result<Vec<Candidate>> {
     let words = Bm25::index(collection.documents(), Matching::Words)?;
     let trigrams = Bm25::index(collection.documents(), Matching::Trigrams)?;
     let lots: Vec<(&str, u64)> = collection
         .documents()
-        .map(|document: &Document| (&*document.id, lot(seed, &document.id)))
+        .map(|document: &Document| (&*document.id, lot(mix.seed, &document.id)))
         .collect();
-    let pool_size = (mix.bm25 + mix.trigrams + mix.random).min(lots.len());
+    let pool_size = mix.bm25 + mix.trigrams + mix.runs.len() * mix.per_run + mix.random;
 
     let mut candidates = Vec::new();
-    for (number, query_id) in qrels.keys().enumerate() {
-        let text = &collection.query(query_id, source)?.text;
-        let mut taken = BTreeSet::new();
-        let mut take = |found: Vec<String>, limit: usize, source: Source| {
-            let mut left = limit;
-            for document_id in found {
-                if left == 0 {
-                    break;
-                }
-                if taken.insert(document_id.clone()) {
-                    left -= 1;
-                    let query_id = query_id.clone();
-                    candidates.push(Candidate {
-                        query_id,
-                        document_id,
-                        source,
-                    });
-                }
-            }
+    for query in queries {
+        let of_query = lot(mix.seed, &query.id);
+        let mut pool = Pool {
+            query_id: &query.id,
+            taken: mix.excluded.get(&query.id).cloned().unwrap_or_default(),
+            candidates: Vec::new(),
         };
-        let found = |hits: Vec<(String, f32)>| hits.into_iter().map(|(id, _)| id).collect();
-        take(found(words.search(text, mix.bm25)?), mix.bm25, Source::Bm25);
-        let deep_enough = mix.bm25 + mix.trigrams;
-        take(
-            found(trigrams.search(text, deep_enough)?),
-            mix.trigrams,
-            Source::Trigrams,
-        );
+        let excluded = pool.taken.len();
+        let size = pool_size.min(lots.len().saturating_sub(excluded));
 
-        take(
-            lowest_lots(&lots, lot(seed, query_id), pool_size),
-            usize::MAX,
-            Source::Random,
-        );
-        candidates.truncate((number + 1) * pool_size);
+        let found = words.search(&query.text, mix.bm25 + excluded)?;
+        pool.take(unranked(found), mix.bm25, &Source::Bm25);
+        let deep_enough = mix.bm25 + mix.trigrams + excluded;
+        let found = trigrams.search(&query.text, deep_enough)?;
+        pool.take(unranked(found), mix.trigrams, &Source::Trigrams);
+
+        for run in &mix.runs {
+            let source = Source::Run(run.name.clone());
+            // What a stratum lacks is taken from the next.
+            let mut owed = 0;
+            let depth = mix.depth.min(run.depth(&query.id));
+            for (ranks, share) in strata(mix.per_run, depth) {
+                let mut found = run.at(&query.id, ranks);
+                found.sort_by_key(|(id, _)| mixed(of_query ^ lot(mix.seed, id)));
+                owed += share;
+                owed -= pool.take(found, owed, &source);
+            }
+        }
+
+        let rest = lowest_lots(&lots, of_query, size + excluded);
+        let rest = rest.into_iter().map(|id| (id, None));
+        let left = size.saturating_sub(pool.candidates.len());
+        pool.take(rest, left, &Source::Random);
+        candidates.extend(pool.candidates);
     }
     Ok(candidates)
+}
+
+/// The candidates of a query.
+struct Pool<'a> {
+    query_id: &'a str,
+    taken: BTreeSet<String>,
+    candidates: Vec<Candidate>,
+}
+
+impl Pool<'_> {
+    /// Takes up to `limit` documents that are new; says how many.
+    fn take(
+        &mut self,
+        found: impl IntoIterator<Item = (String, Option<usize>)>,
+        limit: usize,
+        source: &Source,
+    ) -> usize {
+        let before = self.candidates.len();
+        for (document_id, rank) in found {
+            if self.candidates.len() - before == limit {
+                break;
+            }
+            if self.taken.insert(document_id.clone()) {
+                self.candidates.push(Candidate {
+                    query_id: self.query_id.to_owned(),
+                    document_id,
+                    source: source.clone(),
+                    rank,
+                });
+            }
+        }
+        self.candidates.len() - before
+    }
+}
+
+fn unranked(found: Vec<(String, f32)>) -> impl Iterator<Item = (String, Option<usize>)> {
+    found.into_iter().map(|(id, _)| (id, None))
+}
+
+/// The strata of a run's ranks and how many documents to take from each: see the module.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "ranks: positive, and far below 2^52"
+)]
+fn strata(count: usize, depth: usize) -> Vec<(RangeInclusive<usize>, usize)> {
+    let top = count.div_ceil(2);
+    let mut strata = vec![(1..=top.min(depth), top)];
+    if depth <= top || count == top {
+        return strata;
+    }
+    let rest = count - top;
+    // No more strata than doublings of the rank: below that they would hold a document or two.
+    let deeper = depth as f64 / top as f64;
+    let number = rest.min(deeper.log2().ceil() as usize);
+    let mut last = top;
+    for index in 0..number {
+        let end = top as f64 * deeper.powf((index + 1) as f64 / number as f64);
+        let end = (end.round() as usize).clamp(last, depth);
+        let share = rest / number + usize::from(index < rest % number);
+        strata.push((last + 1..=end, share));
+        last = end;
+    }
+    strata
 }
 
 /// The `count` documents with the lowest lots for a query.
@@ -151,20 +262,22 @@ fn mixed(value: u64) -> u64 {
 /// # Errors
 /// A missing file; a malformed line, or a pair named twice (file and line).
 pub fn read(path: &Path) -> Result<Vec<Candidate>> {
-    let expected = r#"{"query_id", "document_id", "source"}"#;
+    let expected = r#"{"query_id", "document_id", "source"}, maybe "rank""#;
     let mut pairs = BTreeSet::new();
     let mut rows: Vec<Candidate> = Vec::new();
     for (line, row) in jsonl::read_numbered(path, expected)? {
         let row: Candidate = row;
         if !pairs.insert((row.query_id.clone(), row.document_id.clone())) {
-            return Err(Error::Row {
-                path: path.into(),
-                line,
-                problem: format!(
-                    "names the document {} for the query {} a second time: remove the line",
-                    row.document_id, row.query_id
-                ),
-            });
+            let Candidate {
+                query_id,
+                document_id,
+                ..
+            } = row;
+            let problem = format!(
+                "names the document {document_id} for the query {query_id} a second time: remove \
+                 the line"
+            );
+            return Err(Error::row(path, line, problem));
         }
         rows.push(row);
     }
@@ -214,14 +327,126 @@ mod tests {
     }
 
     #[test]
+    fn strata_cover_all_ranks_once_and_the_rate_falls() {
+        for (count, depth) in [
+            (10, 100),
+            (20, 100),
+            (7, 1000),
+            (2, 50),
+            (1, 10),
+            (10, 3),
+            (9, 5),
+        ] {
+            let strata = strata(count, depth);
+            let ranks: Vec<usize> = strata.iter().flat_map(|(ranks, _)| ranks.clone()).collect();
+            let reached = if count == 1 { 1 } else { depth };
+            assert_eq!(
+                ranks,
+                (1..=reached).collect::<Vec<_>>(),
+                "{count} of {depth}"
+            );
+            let rates = strata
+                .iter()
+                .map(|(ranks, share)| *share as f64 / ranks.clone().count() as f64);
+            assert!(rates.is_sorted_by(|a, b| a >= b), "{strata:?}");
+            if depth >= count {
+                assert_eq!(strata.iter().map(|(_, share)| share).sum::<usize>(), count);
+            }
+        }
+        let ten: Vec<_> = strata(10, 100)
+            .into_iter()
+            .map(|(ranks, _)| *ranks.end())
+            .collect();
+        assert_eq!(ten, [5, 9, 17, 30, 55, 100]);
+    }
+
+    /// 40 documents of which a run found all, d01 first, for a query that no text matches.
+    fn drawn(mix: impl FnOnce(&mut Mix)) -> Vec<Candidate> {
+        let folder = tempfile::tempdir().unwrap();
+        let ids: Vec<String> = (1..=40).map(|number| format!("d{number:02}")).collect();
+        let line = |id: &String| format!("{{\"_id\":\"{id}\",\"text\":\"same\"}}\n");
+        let corpus = ids.iter().map(line).collect::<Vec<_>>().concat();
+        let queries = "{\"_id\":\"q\",\"text\":\"other\"}\n";
+        fs_err::write(folder.path().join("corpus.jsonl"), corpus).unwrap();
+        fs_err::write(folder.path().join("queries.jsonl"), queries).unwrap();
+        let collection = Collection::read(folder.path()).unwrap();
+        let mut all = Mix {
+            bm25: 3,
+            trigrams: 2,
+            runs: vec![Run {
+                name: "dense".to_owned(),
+                documents: [("q".to_owned(), ids)].into(),
+            }],
+            per_run: 8,
+            depth: 32,
+            random: 4,
+            excluded: BTreeMap::new(),
+            seed: 1,
+        };
+        mix(&mut all);
+        let queries: Vec<&Query> = collection.queries().collect();
+        draw(&collection, &queries, &all).unwrap()
+    }
+
+    #[test]
+    fn a_run_gives_its_top_and_some_of_every_stratum_and_says_the_rank() {
+        let drawn = drawn(|_| {});
+        // The searches find nothing, so what they lack is filled at random.
+        assert_eq!(drawn.len(), 3 + 2 + 8 + 4);
+        let ids: BTreeSet<&str> = drawn.iter().map(|one| &*one.document_id).collect();
+        assert_eq!(ids.len(), drawn.len());
+        let of_run = drawn
+            .iter()
+            .filter(|one| one.source.to_string() == "run:dense");
+        let mut ranks: Vec<usize> = of_run
+            .map(|one| {
+                let rank = one.rank.unwrap();
+                assert_eq!(one.document_id, format!("d{rank:02}"));
+                rank
+            })
+            .collect();
+        ranks.sort_unstable();
+        assert_eq!(ranks[..4], [1, 2, 3, 4]);
+        let strata = strata(8, 32);
+        let counts = strata
+            .iter()
+            .map(|(within, _)| ranks.iter().filter(|rank| within.contains(rank)).count());
+        assert!(
+            counts.eq(strata.iter().map(|(_, share)| *share)),
+            "{ranks:?}"
+        );
+        // A run that ends before the depth has strata down to its end, and gives as many.
+        let deep = self::drawn(|mix| mix.depth = 1000);
+        assert_eq!(deep.iter().filter(|one| one.rank.is_some()).count(), 8);
+        assert!(deep.iter().any(|one| one.rank > Some(20)));
+    }
+
+    #[test]
+    fn what_is_excluded_is_never_drawn_and_its_place_is_filled() {
+        let excluded = BTreeMap::from([("q".to_owned(), BTreeSet::from(["d01".to_owned()]))]);
+        let without = drawn(|mix| mix.excluded = excluded.clone());
+        assert_eq!(without.len(), 17);
+        assert!(without.iter().all(|one| one.document_id != "d01"));
+        // Of a corpus that is too small, all others.
+        let all = drawn(|mix| {
+            mix.excluded = excluded.clone();
+            mix.random = 1000;
+        });
+        assert_eq!(all.len(), 39);
+    }
+
+    #[test]
     fn a_pair_named_twice_is_refused_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("candidates.jsonl");
         let one = Candidate {
             query_id: "q".into(),
             document_id: "d".into(),
-            source: Source::Bm25,
+            source: Source::Run("dense:v2".into()),
+            rank: Some(3),
         };
+        write(&path, std::slice::from_ref(&one)).unwrap();
+        assert_eq!(read(&path).unwrap(), std::slice::from_ref(&one));
         write(&path, &[one.clone(), one]).unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(

@@ -5,17 +5,23 @@
 //! queries.jsonl     {"_id": "q001", "text": "…"}
 //! qrels/SPLIT.tsv   query-id ⇥ corpus-id ⇥ score      (with that header)
 //! ```
+//!
+//! Each may be packed with gzip or zstd; corpus and queries may then have `.gz` or `.zst` after
+//! their names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, jsonl};
+use crate::lines::Lines;
+use crate::trec::Judgement;
+use crate::{Error, Result, jsonl, trec};
 
 /// One document; further fields of its line (such as `metadata`) are left alone.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Document {
     /// Unique in the corpus.
     #[serde(rename = "_id")]
@@ -39,7 +45,7 @@ impl Document {
 }
 
 /// One query.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Query {
     /// Unique among the queries.
     #[serde(rename = "_id")]
@@ -50,6 +56,32 @@ pub struct Query {
 
 /// Gold gains by query, then document; a pair that is not listed has gain 0.
 pub type Qrels = BTreeMap<String, BTreeMap<String, u8>>;
+
+/// The highest grade: 2 to its power must stay well inside what an f64 counts exactly.
+pub const TOP_GRADE: u8 = 30;
+
+/// Where a collection's folder has one of its files, which may be packed: `NAME`, `NAME.gz` or
+/// `NAME.zst`.
+pub fn file(folder: &Path, name: &str) -> PathBuf {
+    let packed = ["", ".gz", ".zst"].map(|ending| folder.join(format!("{name}{ending}")));
+    let found = packed.iter().find(|path| path.exists());
+    found.unwrap_or(&packed[0]).clone()
+}
+
+/// The splits that a collection's folder has gold gains for, by name.
+pub fn splits(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder.join("qrels")) else {
+        return Vec::new();
+    };
+    let mut splits: Vec<String> = entries
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name();
+            Some(name.to_str()?.strip_suffix(".tsv")?.to_owned())
+        })
+        .collect();
+    splits.sort();
+    splits
+}
 
 /// A corpus with its queries, by id.
 #[derive(Debug)]
@@ -65,14 +97,17 @@ impl Collection {
     /// # Errors
     /// A missing file, a malformed line (file and line), an id given twice.
     pub fn read(folder: &Path) -> Result<Self> {
-        let corpus = folder.join("corpus.jsonl");
-        let documents: Vec<Document> = jsonl::read(&corpus, r#"{"_id", "title", "text"}"#)?;
-        let queries_path = folder.join("queries.jsonl");
-        let queries: Vec<Query> = jsonl::read(&queries_path, r#"{"_id", "text"}"#)?;
+        let id_of = |document: &Document| document.id.clone();
+        let corpus = file(folder, "corpus.jsonl");
+        let documents = by_id(&corpus, r#"{"_id", "title", "text"}"#, id_of)?;
+        let queries = file(folder, "queries.jsonl");
+        let queries = by_id(&queries, r#"{"_id", "text"}"#, |query: &Query| {
+            query.id.clone()
+        })?;
         Ok(Self {
             folder: folder.to_owned(),
-            documents: by_id(&corpus, documents, |document| &document.id)?,
-            queries: by_id(&queries_path, queries, |query| &query.id)?,
+            documents,
+            queries,
         })
     }
 
@@ -90,6 +125,16 @@ impl Collection {
     /// Every document, ordered by id.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = &Document> {
         self.documents.values()
+    }
+
+    /// Every query, ordered by id.
+    pub fn queries(&self) -> impl ExactSizeIterator<Item = &Query> {
+        self.queries.values()
+    }
+
+    /// Whether the corpus has a document of that id.
+    pub fn has_document(&self, id: &str) -> bool {
+        self.documents.contains_key(id)
     }
 
     /// The document of that id.
@@ -128,14 +173,23 @@ impl Collection {
                 problem: format!("no such split; there are {splits}"),
             });
         }
-        let qrels = read_qrels(&path)?;
-        for (query, gains) in &qrels {
-            self.query(query, &path)?;
-            for document in gains.keys() {
-                self.document(document, &path)?;
+        self.read_qrels(&path)
+    }
+
+    /// The documents with a gain above 0 by query, of all splits.
+    ///
+    /// # Errors
+    /// As [`Self::qrels`].
+    pub fn positives(&self) -> Result<BTreeMap<String, BTreeSet<String>>> {
+        let mut positives: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for split in self.splits() {
+            for (query, gains) in self.qrels(&split)? {
+                let relevant = gains.into_iter().filter(|(_, gain)| *gain > 0);
+                let documents = relevant.map(|(document, _)| document);
+                positives.entry(query).or_default().extend(documents);
             }
         }
-        Ok(qrels)
+        Ok(positives)
     }
 
     /// Where the gold gains of a split are.
@@ -145,38 +199,68 @@ impl Collection {
 
     /// The splits that have gold gains, by name.
     pub fn splits(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.folder.join("qrels")) else {
-            return Vec::new();
-        };
-        let mut splits: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
-            .collect();
-        splits.sort();
-        splits
+        splits(&self.folder)
     }
 
-    fn unknown(&self, what: &str, id: &str, file: &str, source: &Path) -> Error {
+    fn read_qrels(&self, path: &Path) -> Result<Qrels> {
+        let mut qrels = Qrels::new();
+        for row in trec::judgements(Lines::open(path)?) {
+            let (line, row) = row?;
+            let bad = |problem: String| Error::row(path, line, problem);
+            let Judgement {
+                query,
+                document,
+                grade,
+            } = row;
+            let grade = u8::try_from(grade).ok().filter(|it| *it <= TOP_GRADE);
+            let grade = grade.ok_or_else(|| {
+                bad(format!(
+                    "the grade {} is outside 0 to {TOP_GRADE}: write 0 for irrelevant",
+                    row.grade
+                ))
+            })?;
+            if !self.queries.contains_key(&query) {
+                return Err(bad(trec::unknown("query", &query)));
+            }
+            if !self.documents.contains_key(&document) {
+                return Err(bad(trec::unknown("document", &document)));
+            }
+            let gains = qrels.entry(query.clone()).or_default();
+            let before = gains.insert(document.clone(), grade);
+            if before.is_some_and(|before| before != grade) {
+                return Err(bad(format!(
+                    "the pair {query:?} {document:?} was given another grade before: keep one"
+                )));
+            }
+        }
+        Ok(qrels)
+    }
+
+    fn unknown(&self, what: &str, id: &str, name: &str, source: &Path) -> Error {
         Error::File {
             path: source.to_owned(),
             problem: format!(
                 "names the {what} {id:?}, which {} does not have",
-                self.folder.join(file).display()
+                file(&self.folder, name).display()
             ),
         }
     }
 }
 
-fn by_id<T>(path: &Path, rows: Vec<T>, id: impl Fn(&T) -> &String) -> Result<BTreeMap<String, T>> {
+fn by_id<T: DeserializeOwned>(
+    path: &Path,
+    expected: &str,
+    id_of: impl Fn(&T) -> String,
+) -> Result<BTreeMap<String, T>> {
     let mut map = BTreeMap::new();
-    for row in rows {
-        let key = id(&row).clone();
-        if map.contains_key(&key) {
-            return Err(Error::File {
-                path: path.to_owned(),
-                problem: format!("the id {key:?} is given twice: ids must be unique"),
-            });
+    for row in jsonl::rows::<T>(Lines::open(path)?, expected) {
+        let (line, row) = row?;
+        let id = id_of(&row);
+        if map.contains_key(&id) {
+            let problem = format!("the id {id:?} was given before: ids must be unique, rename one");
+            return Err(Error::row(path, line, problem));
         }
-        map.insert(key, row);
+        map.insert(id, row);
     }
     if map.is_empty() {
         return Err(Error::File {
@@ -185,50 +269,6 @@ fn by_id<T>(path: &Path, rows: Vec<T>, id: impl Fn(&T) -> &String) -> Result<BTr
         });
     }
     Ok(map)
-}
-
-fn read_qrels(path: &Path) -> Result<Qrels> {
-    let text = fs::read_to_string(path)?;
-    let mut qrels = Qrels::new();
-    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let row = |problem: String| Error::Row {
-            path: path.into(),
-            line: index + 1,
-            problem,
-        };
-        let is_header = index == 0 && line.starts_with("query-id");
-        if is_header || line.trim().is_empty() {
-            continue;
-        }
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [query, document, gain] = fields[..] else {
-            return Err(row(format!(
-                "{} tab-separated fields, expected 3: query-id, corpus-id, score",
-                fields.len()
-            )));
-        };
-        // 2^gain must stay well inside what an f64 counts exactly.
-        let gain = gain
-            .trim()
-            .parse()
-            .ok()
-            .filter(|gain| *gain <= 30)
-            .ok_or_else(|| {
-                row(format!(
-                    "the score {gain:?} is not a whole number from 0 to 30"
-                ))
-            })?;
-        let previous = qrels
-            .entry(query.into())
-            .or_default()
-            .insert(document.into(), gain);
-        if previous.is_some_and(|previous| previous != gain) {
-            return Err(row(format!(
-                "the pair {query} {document} was given another score before"
-            )));
-        }
-    }
-    Ok(qrels)
 }
 
 #[cfg(test)]
@@ -256,6 +296,31 @@ mod tests {
     }
 
     #[test]
+    fn positives_are_those_of_all_splits() {
+        let folder = folder(CORPUS, QUERIES, "q\td 1\t0\n");
+        let collection = Collection::read(folder.path()).unwrap();
+        assert!(collection.positives().unwrap()["q"].is_empty());
+        fs::write(folder.path().join("qrels/dev.tsv"), "q\td 1\t1\n").unwrap();
+        fs::write(folder.path().join("qrels/notes.txt"), "no gains").unwrap();
+        assert_eq!(collection.splits(), ["dev", "test"]);
+        assert!(collection.positives().unwrap()["q"].contains("d 1"));
+    }
+
+    #[test]
+    fn packed_files_are_found_and_read() {
+        let folder = folder(CORPUS, QUERIES, "");
+        let path = folder.path();
+        for (name, ending) in [("corpus.jsonl", ".zst"), ("queries.jsonl", ".gz")] {
+            let packed = zstd::encode_all(&*fs::read(path.join(name)).unwrap(), 3).unwrap();
+            fs::write(path.join(format!("{name}{ending}")), packed).unwrap();
+            fs::remove_file(path.join(name)).unwrap();
+        }
+        let collection = Collection::read(path).unwrap();
+        assert_eq!(collection.documents().next().unwrap().id, "d 1");
+        assert_eq!(collection.queries().next().unwrap().id, "q");
+    }
+
+    #[test]
     fn malformed_rows_name_file_and_line() {
         let bad_json = folder(&format!("{CORPUS}{{\"_id\":\n"), QUERIES, "");
         let error = Collection::read(bad_json.path()).unwrap_err().to_string();
@@ -278,12 +343,18 @@ mod tests {
     fn duplicate_unknown_and_missing_are_named() {
         let twice = folder(&CORPUS.repeat(2), QUERIES, "");
         let error = Collection::read(twice.path()).unwrap_err().to_string();
-        assert!(error.contains("\"d 1\" is given twice"), "{error}");
+        assert!(
+            error.contains("corpus.jsonl:2: the id \"d 1\" was given before"),
+            "{error}"
+        );
 
         let stray = folder(CORPUS, QUERIES, "q\tnowhere\t1\n");
         let collection = Collection::read(stray.path()).unwrap();
         let error = collection.qrels("test").unwrap_err().to_string();
-        assert!(error.contains("nowhere"), "{error}");
+        assert!(
+            error.contains("test.tsv:1: names the document \"nowhere\""),
+            "{error}"
+        );
         let error = collection.qrels("dev").unwrap_err().to_string();
         assert!(error.contains("there are test"), "{error}");
     }

@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong with a collection, a label set or what is made of them.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,17 @@ pub enum Error {
     /// The search index failed.
     #[error("the BM25 index failed")]
     Index(#[from] tantivy::TantivyError),
+}
+
+impl Error {
+    /// [`Error::Row`].
+    pub(crate) fn row(path: &Path, line: usize, problem: String) -> Self {
+        Self::Row {
+            path: path.to_owned(),
+            line,
+            problem,
+        }
+    }
 }
 
 /// The result of this crate's functions.

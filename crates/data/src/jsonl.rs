@@ -1,24 +1,20 @@
 //! Files of one JSON object a line, with errors that name the line.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use fs_err as fs;
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::lines::{Lines, Rows};
 
 /// Reads one JSON object a line; `expected` says in the error what a line should look like.
-///
-/// Blank lines are skipped, a byte order mark and CRLF line ends are taken in stride.
 ///
 /// # Errors
 /// A missing file, or a line that is no such object (file and line).
 pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
-    Ok(read_numbered(path, expected)?
-        .into_iter()
-        .map(|(_, row)| row)
-        .collect())
+    rows(Lines::open(path)?, expected)
+        .map(|row| row.map(|(_, row)| row))
+        .collect()
 }
 
 /// [`read`], each row with the number of its line, from 1.
@@ -26,26 +22,26 @@ pub fn read<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> 
 /// # Errors
 /// As [`read`].
 pub fn read_numbered<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<(usize, T)>> {
-    let mut rows = Vec::new();
-    let reader = BufReader::new(fs::File::open(path)?);
-    for (index, line) in reader.split(b'\n').enumerate() {
-        let line = line?;
-        let row = |problem: String| Error::Row {
-            path: path.into(),
-            line: index + 1,
-            problem,
-        };
-        let text = std::str::from_utf8(&line)
-            .map_err(|_| row("not UTF-8: convert the file to UTF-8".to_owned()))?;
-        let text = text.trim_start_matches('\u{feff}').trim();
-        if text.is_empty() {
-            continue;
-        }
-        let parsed = serde_json::from_str(text)
-            .map_err(|error| row(format!("{error}; expected {expected}")))?;
-        rows.push((index + 1, parsed));
+    rows(Lines::open(path)?, expected).collect()
+}
+
+/// [`read_numbered`], row by row.
+pub fn rows<T: DeserializeOwned>(lines: Lines, expected: &str) -> Rows<T> {
+    let expected = expected.to_owned();
+    lines.rows(move |text| {
+        serde_json::from_str(text)
+            .map(Some)
+            .map_err(|error| format!("{}; expected {expected}", told(&error)))
+    })
+}
+
+/// An error without the number of the line, which is of the one line that was read.
+fn told(error: &serde_json::Error) -> String {
+    let (told, column) = (error.to_string(), error.column());
+    match told.strip_suffix(&format!(" at line {} column {column}", error.line())) {
+        Some(what) if column > 0 => format!("{what} at column {column}"),
+        what => what.unwrap_or(&told).to_owned(),
     }
-    Ok(rows)
 }
 
 /// One JSON object a line, as bytes.

@@ -2,6 +2,7 @@
 //! candidates worth judging, sealed label sets, and the measures that say what a ranking is worth.
 //!
 //! ```text
+//! others' files ─import→ collection
 //! collection ─candidates→ (query, document) pairs ─(retort-label)→ label set ─→ the trainer
 //! ```
 //!
@@ -15,10 +16,13 @@ pub mod agreement;
 pub mod bm25;
 pub mod candidates;
 pub mod collection;
+pub mod import;
 pub mod jsonl;
 pub mod label_set;
+pub mod lines;
 pub mod measure;
 pub mod settings;
 pub mod shop;
+pub mod trec;
 
 pub use error::{Error, Result};

@@ -48,13 +48,7 @@ pub fn write_new_directory<E: From<io::Error>>(
     }
     fs::create_dir(&partial)?;
     let filled = fill(&partial).and_then(|()| {
-        for entry in fs::read_dir(&partial)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::File::open(entry.path())?.sync_all()?;
-            }
-        }
-        sync_directory(&partial)?;
+        sync_contents(&partial)?;
         Ok(rename(&partial, path)?)
     });
     if filled.is_err() {
@@ -130,6 +124,20 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
         file.set_permissions(PermissionsExt::from_mode(0o644))?;
     }
     file.sync_all()
+}
+
+/// Makes all that is in a directory durable.
+fn sync_contents(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_contents(&entry.path())?;
+        } else if kind.is_file() {
+            fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(path)
 }
 
 /// Makes a rename durable: until its directory is synced, a power cut may undo it.

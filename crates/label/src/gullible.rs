@@ -275,6 +275,7 @@ fn chosen(
             query_id,
             document_id,
             source,
+            ..
         } = pair;
         match known.get(&(query_id.clone(), document_id.clone())) {
             Some(label) if is_irrelevant(label) => Some(0),

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
-use retort_data::collection::Collection;
+use retort_data::collection::{self, Collection};
 use retort_data::label_set;
 use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
 use serde::{Deserialize, Serialize};
@@ -236,8 +236,11 @@ impl Inputs {
         let mut files = vec![
             ("base weights", run.base.join("model.safetensors")),
             ("tokenizer", run.base.join("tokenizer.json")),
-            ("corpus", data.collection.join("corpus.jsonl")),
-            ("queries", data.collection.join("queries.jsonl")),
+            ("corpus", collection::file(&data.collection, "corpus.jsonl")),
+            (
+                "queries",
+                collection::file(&data.collection, "queries.jsonl"),
+            ),
             ("labels", data.labels.join(label_set::MANIFEST)),
             ("dev gains", qrels(&evaluation.split)),
             ("test gains", qrels(&verdict.split)),
