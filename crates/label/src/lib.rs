@@ -31,6 +31,8 @@ mod treatment;
 
 pub mod ledger;
 pub mod money;
+#[doc(hidden)]
+pub mod replies;
 
 pub use audit::{
     Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,

@@ -174,13 +174,17 @@ impl Prompt {
     /// A missing file, a malformed one, too few answers or too many, a template that names anything
     /// but the variables of its kind or leaves one of them out.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let source = fs::read_to_string(path)?;
+        Self::parse(path, &fs::read_to_string(path)?)
+    }
+
+    /// [`Self::read`] of a file that says this; `path` is what errors call it.
+    pub(crate) fn parse(path: &Path, source: &str) -> Result<Self> {
         let problem = |problem: String| Error::File {
             path: path.to_owned(),
             problem,
         };
         let file: PromptFile =
-            toml::from_str(&source).map_err(|error| problem(error.to_string()))?;
+            toml::from_str(source).map_err(|error| problem(error.to_string()))?;
         let kind = file.kind.unwrap_or_default();
         let expected = match (kind, file.answers.len()) {
             (Kind::Graded, 0..2) => Some("`answers` needs at least two answers, worst first"),
