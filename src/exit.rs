@@ -69,7 +69,7 @@ fn of_label(error: &LabelError) -> u8 {
         LabelError::Locked { .. }
         | LabelError::Gone { .. }
         | LabelError::Unlabelled { passing: true, .. } => TRANSIENT,
-        LabelError::Setting(_) => CONFIGURATION,
+        LabelError::Setting(_) | LabelError::Preflight { .. } => CONFIGURATION,
         LabelError::Authentication { .. } => AUTHENTICATION,
         LabelError::Teacher { .. } | LabelError::Budget { .. } => SERVICE_GONE,
         LabelError::NotGoodEnough { .. } => NOT_GOOD_ENOUGH,

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +11,7 @@ use retort_label::{Collected, LabelSettings, Plan, Progress};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::progress;
+use crate::{memory, progress};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -35,6 +37,7 @@ const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    memory::keep_private();
     if arguments.dry_run {
         let plan = retort_label::plan(&settings, arguments.again)?;
         progress::summary(as_json, &describe(&plan), &json!(plan));
@@ -140,26 +143,49 @@ fn in_words(collected: &Collected) -> String {
     )
 }
 
+/// What a job would send where.
 pub(crate) fn describe(plan: &Plan) -> String {
     let Plan {
         questions,
         known,
         given_up,
         to_ask,
+        preflight_requests,
         most_tokens,
         most_micros,
-        endpoints,
+        redacted,
+        destinations,
         first_request,
     } = plan;
-    let endpoints = endpoints.join(", ");
+    let destinations: Vec<String> = destinations
+        .iter()
+        .map(|one| format!("{} ({})", one.endpoint, one.reach))
+        .collect();
+    let destinations = destinations.join(", ");
+    let preflight = match preflight_requests {
+        0 => String::new(),
+        requests => format!(", after {requests} requests of the preflight"),
+    };
     let money = *most_micros as f64 / 1e6;
+    let redacted = match redactions(redacted) {
+        none if none.is_empty() => none,
+        counts => format!("\nreplaced in their texts: {counts}"),
+    };
     let request = match first_request {
         Some(request) => format!("\nthe first request:\n{request:#}"),
         None => String::new(),
     };
     format!(
         "{questions} questions, {known} answered before, {given_up} given up before\n\
-         {to_ask} would be asked of {endpoints}\n\
-         they can't take more than {most_tokens} tokens and {money:.2} in money{request}"
+         {to_ask} would be asked of {destinations}{preflight}\n\
+         they can't take more than {most_tokens} tokens and {money:.2} in money{redacted}{request}"
     )
+}
+
+/// Counts by kind, in words.
+pub(crate) fn redactions(counts: &BTreeMap<impl Display, u64>) -> String {
+    let counts: Vec<String> = (counts.iter())
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
+    counts.join(", ")
 }

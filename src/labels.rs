@@ -3,14 +3,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use retort_data::settings;
-use retort_label::ledger::{Reader, RecipeStatus};
+use retort_label::ledger::{Reader, RecipeStatus, SentTo};
 use retort_label::{
     AuditFile, AuditSettings, LabelSettings, PositionBias, ProbeSettings, Sealed, position_bias,
 };
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::{label, progress};
+use crate::{label, memory, progress};
 
 /// What the ledger holds, and turning it into label sets.
 #[derive(Args)]
@@ -21,7 +21,8 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Say what a ledger holds: teachers and prompts, how their questions ended, what it cost
+    /// Say what a ledger holds: teachers and prompts, how their questions ended, what it cost, how
+    /// much left for which host
     Status {
         /// The ledger
         #[arg(value_name = "LEDGER")]
@@ -123,6 +124,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         Verb::Status { ledger } => {
             let ledger = Reader::open(ledger)?;
             let (recipes, spent) = (ledger.recipes()?, ledger.spent()?);
+            let hosts = ledger.sent()?;
             let mut lines = Vec::new();
             let mut biases = Vec::new();
             for recipe in &recipes {
@@ -131,6 +133,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 lines.extend(bias.map(describe_bias));
                 biases.push(bias);
             }
+            lines.extend(hosts.iter().map(describe_sent));
             let (requests, tokens) = (spent.requests, spent.tokens);
             let money = spent.micros as f64 / 1e6;
             progress::summary(
@@ -139,7 +142,12 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                     "{}\n{requests} requests, {tokens} tokens, {money:.2} in money",
                     lines.join("\n")
                 ),
-                &json!({"recipes": recipes, "position_biases": biases, "spent": spent}),
+                &json!({
+                    "recipes": recipes,
+                    "position_biases": biases,
+                    "sent": hosts,
+                    "spent": spent,
+                }),
             );
         }
         Verb::Seal {
@@ -164,6 +172,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             overrides,
         } => {
             let settings: LabelSettings = settings::read(config, overrides)?;
+            memory::keep_private();
             let imported = retort_label::import(file, &settings)?;
             progress::summary(
                 as_json,
@@ -199,6 +208,7 @@ fn audit(arguments: &AuditArguments, as_json: bool) -> anyhow::Result<()> {
 fn probe(arguments: &ProbeArguments, as_json: bool) -> anyhow::Result<()> {
     let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
     let audit = audit_settings(arguments.audit.as_deref(), &[])?;
+    memory::keep_private();
     let choice = ProbeSettings {
         documents: arguments.documents,
         seed: arguments.seed,
@@ -237,6 +247,7 @@ fn describe(recipe: &RecipeStatus) -> String {
         spec,
         outcomes,
         models,
+        preflights,
     } = recipe;
     let ended: Vec<String> = outcomes
         .iter()
@@ -248,13 +259,40 @@ fn describe(recipe: &RecipeStatus) -> String {
     } else {
         ", probed (no labels)"
     };
-    format!(
-        "recipe {id} ({digest}): {} by {}, prompt {}{probe}\n  {}\n  answered as {}",
-        said("kind"),
-        said("teacher"),
-        said("prompt"),
+    let mut lines = vec![
+        format!(
+            "recipe {id} ({digest}): {} by {}, prompt {}{probe}",
+            said("kind"),
+            said("teacher"),
+            said("prompt")
+        ),
         ended.join(", "),
-        models.join(", ")
+        format!("answered as {}", models.join(", ")),
+    ];
+    for one in preflights {
+        lines.push(format!("preflight of {}: {one}", one.at));
+    }
+    lines.join("\n  ")
+}
+
+fn describe_sent(to: &SentTo) -> String {
+    let SentTo {
+        host,
+        requests,
+        bytes,
+        tokens,
+        redacted,
+    } = to;
+    if host.is_empty() {
+        return format!("in flight when runs were killed: up to {tokens} tokens");
+    }
+    let replaced = match label::redactions(redacted) {
+        none if none.is_empty() => "nothing".to_owned(),
+        counts => counts,
+    };
+    format!(
+        "sent to {host}: {requests} requests, {bytes} bytes, {tokens} tokens; replaced before: \
+         {replaced}"
     )
 }
 

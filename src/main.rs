@@ -5,12 +5,14 @@
 
 mod candidates;
 mod device;
+mod doctor;
 mod exit;
 mod export;
 mod generate;
 mod import;
 mod label;
 mod labels;
+mod memory;
 mod progress;
 mod score;
 mod train;
@@ -54,6 +56,8 @@ enum Command {
     Export(export::Arguments),
     /// Score pairs read as JSON lines from stdin
     Score(score::Arguments),
+    /// Say what there is to compute on; check a job's settings and data, try its teacher
+    Doctor(doctor::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::run(arguments, cli.json),
         Command::Export(arguments) => export::run(arguments, cli.json),
         Command::Score(arguments) => score::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments, cli.json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -96,6 +96,7 @@ fn probe(folder: &Path, teacher: &Teacher) -> Command {
         ("teacher.endpoints", format!("[{:?}]", teacher.url)),
         ("teacher.retries", "0".to_owned()),
         ("teacher.concurrency", "16".to_owned()),
+        ("preflight", "false".to_owned()),
     ] {
         command.arg("--set").arg(format!("{key}={value}"));
     }
@@ -199,6 +200,7 @@ fn an_honest_teacher_passes_and_is_asked_nothing_twice() {
         ),
         ("ledger", &ledger.display().to_string()),
         ("teacher.endpoints", &format!("[{:?}]", teacher.url)),
+        ("preflight", "false"),
     ] {
         label.arg("--set").arg(format!("{key}={value}"));
     }

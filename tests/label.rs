@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::{Teacher, completion, fail, retort, root, stdout, succeed};
 use retort_data::label_set::{self, LabelSet};
 
-/// `retort label` on the first pairs of the demo's dev candidates.
+/// `retort label` on the first pairs of the demo's dev candidates, without a preflight.
 fn label(folder: &Path, teacher: &Teacher, pairs: usize) -> Command {
     let candidates = folder.join("candidates.jsonl");
     let all = std::fs::read_to_string(root().join("training-data/shop/candidates/dev.jsonl"));
@@ -26,6 +26,7 @@ fn label(folder: &Path, teacher: &Teacher, pairs: usize) -> Command {
         ("ledger", folder.join("ledger.sqlite").display().to_string()),
         ("teacher.endpoints", format!("[{:?}]", teacher.url)),
         ("teacher.retries", "2".to_owned()),
+        ("preflight", "false".to_owned()),
     ] {
         command.arg("--set").arg(format!("{key}={value}"));
     }
@@ -78,7 +79,10 @@ fn labels_every_pair_once_and_nothing_twice() {
         .arg(folder.path().join("ledger.sqlite"));
     let said = stdout(&succeed(&mut status));
     assert!(
-        said.contains("12 ok") && said.contains("12 requests"),
+        said.contains("12 ok")
+            && said.contains("sent to 127.0.0.1:")
+            && said.contains(": 12 requests, ")
+            && said.contains("replaced before: nothing"),
         "{said}"
     );
 
@@ -286,6 +290,7 @@ fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {
             format!("ledger={}", folder.path().join(ledger).display()),
             format!("teacher.endpoints=[{:?}]", teacher.url),
             format!("teacher.concurrency={concurrency}"),
+            "preflight=false".to_owned(),
         ] {
             command.arg("--set").arg(setting);
         }

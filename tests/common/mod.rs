@@ -151,6 +151,8 @@ pub(crate) type Reply = (u16, &'static str, String);
 pub(crate) struct Teacher {
     pub(crate) url: String,
     pub(crate) requests: Arc<Mutex<Vec<serde_json::Value>>>,
+    /// The head of the last request.
+    pub(crate) head: Arc<Mutex<String>>,
 }
 
 impl Teacher {
@@ -161,15 +163,23 @@ impl Teacher {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
+        let last_head = Arc::new(Mutex::new(String::new()));
         let (seen, script) = (Arc::clone(&requests), Arc::new(script));
+        let head = Arc::clone(&last_head);
         std::thread::spawn(move || {
             // Ends with the test's process.
             for stream in listener.incoming().flatten() {
                 let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
-                std::thread::spawn(move || while answer(&stream, &seen, &*script).is_some() {});
+                let head = Arc::clone(&head);
+                let answer = move || answer(&stream, &seen, &head, &*script);
+                std::thread::spawn(move || while answer().is_some() {});
             }
         });
-        Self { url, requests }
+        Self {
+            url,
+            requests,
+            head: last_head,
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -181,15 +191,18 @@ impl Teacher {
 fn answer(
     stream: &TcpStream,
     seen: &Mutex<Vec<serde_json::Value>>,
+    last_head: &Mutex<String>,
     script: &(impl Fn(usize, &serde_json::Value) -> Reply + ?Sized),
 ) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut length = 0;
+    let mut head = String::new();
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).ok()? == 0 {
             return None;
         }
+        head += &line;
         if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;
         }
@@ -197,6 +210,7 @@ fn answer(
             break;
         }
     }
+    *last_head.lock().unwrap() = head;
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     let body: serde_json::Value = serde_json::from_slice(&body).ok()?;

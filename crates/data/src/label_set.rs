@@ -71,6 +71,9 @@ pub struct Manifest {
     pub recipe: Value,
     /// The models that answered, as they named themselves.
     pub models: Vec<String>,
+    /// What preflights found at the endpoints that were asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preflights: Vec<Value>,
     /// Rows in all shards.
     pub rows: usize,
     /// The files that hold them.
@@ -434,6 +437,7 @@ mod tests {
             top_grade: 3,
             recipe: serde_json::json!({"teacher": "t"}),
             models: vec!["m".into()],
+            preflights: Vec::new(),
             rows: 0,
             shards: Vec::new(),
             sealed_by: "test".into(),

@@ -15,6 +15,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use crate::ledger::Outcome;
+use crate::preflight::script::Known;
 use crate::prompt::{Kind, Message, Prompt};
 use crate::{Error, Result};
 
@@ -114,6 +115,17 @@ pub(crate) trait Dialect: Send + Sync {
         None
     }
 
+    /// What the prompt's examples say about a relevant and an irrelevant document.
+    fn known(&self) -> Option<Known> {
+        None
+    }
+
+    /// Whether what comes before the documents is read once for all questions of a request: then
+    /// their nonce is of the query alone.
+    fn shares_prefix(&self) -> bool {
+        false
+    }
+
     /// The request that asks these questions.
     ///
     /// # Errors
@@ -193,7 +205,9 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     }
     let too_long = any(&code, &["context_length_exceeded", "exceed_context_size"])
         || any(&message, &["maximum context length", "context size"]);
-    if (status == 400 && too_long) || status == 413 {
+    // llama.cpp's reranker.
+    let too_large = status == 500 && any(&message, &["too large to process"]);
+    if (status == 400 && too_long) || status == 413 || too_large {
         return Problem::Final(Outcome::Truncated, format!("{status}: {shown}"));
     }
     if crate::retry::passes(status) {
@@ -325,6 +339,11 @@ mod tests {
             ),
             (400, r#"{"error":{"message":"unknown field"}}"#, "teacher"),
             (302, "", "teacher"),
+            (
+                500,
+                r#"{"error":{"code":500,"message":"input is too large to process. increase the physical batch size"}}"#,
+                "truncated",
+            ),
             (500, "<html>", "passing"),
             (
                 529,

@@ -66,6 +66,20 @@ pub enum Error {
         problem: String,
     },
 
+    /// An endpoint did in the preflight what it must not do with a question.
+    #[error(
+        "the teacher at {url} failed the preflight: {problem}; {hint}; `preflight = false` asks it \
+         all the same"
+    )]
+    Preflight {
+        /// The endpoint.
+        url: String,
+        /// What was seen.
+        problem: String,
+        /// What to look at.
+        hint: &'static str,
+    },
+
     /// The teacher went away, or asked for a pause that is too long to wait for.
     #[error(
         "the teacher is gone: {problem}; what was labelled is kept: run the same command again to go on"

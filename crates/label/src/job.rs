@@ -1,6 +1,7 @@
 //! A labelling job's settings, and what they come to before anything is sent.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -15,6 +16,7 @@ use crate::dialect::generative::Generative;
 use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
+use crate::redact::RedactionSettings;
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
 use crate::{Error, Result, treatment};
@@ -41,9 +43,15 @@ pub struct LabelSettings {
     /// Send nothing to a host that is not this machine or on a private network.
     #[serde(default)]
     pub local_only: bool,
+    /// Try each endpoint before the first question.
+    #[serde(default = "yes")]
+    pub preflight: bool,
     /// How long requests in flight may take to end once the job is told to stop.
     #[serde(default = "half_a_minute")]
     pub drain_seconds: u64,
+    /// What is replaced in texts before they are sent.
+    #[serde(default)]
+    pub redaction: Option<RedactionSettings>,
     /// Whom to ask.
     pub teacher: TeacherSettings,
     /// What the ledger may come to.
@@ -225,9 +233,10 @@ pub(crate) const PROBE: &str = "probe";
 pub(crate) struct Teacher {
     pub(crate) dialect: Box<dyn Dialect>,
     pub(crate) replicas: Vec<Replica>,
-    pub(crate) key: Option<Secret>,
     /// What its questions ask for.
     pub(crate) kind: Kind,
+    /// What its answers are, if they are scores.
+    pub(crate) scale: Option<Scale>,
     /// What determines its judgements besides the texts.
     pub(crate) recipe: Value,
     /// SHA-256 of the recipe.
@@ -245,7 +254,11 @@ impl Teacher {
         if let Some(problem) = problem(settings) {
             return Err(Error::Setting(format!("[teacher] {problem}")));
         }
-        let key = Secret::fetch(&teacher.api_key)?;
+        let redaction = settings.redaction.as_ref();
+        if let Some(problem) = redaction.and_then(RedactionSettings::problem) {
+            return Err(Error::Setting(format!("[redaction] {problem}")));
+        }
+        let key = Secret::fetch(&teacher.api_key)?.map(Arc::new);
         let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
         if let Some(key) = &key {
             headers.push(match teacher.dialect {
@@ -267,7 +280,7 @@ impl Teacher {
             .map(|endpoint| {
                 let timeout = Duration::from_secs(teacher.timeout_seconds);
                 let concurrency = teacher.concurrency.div_ceil(count);
-                Replica::new(endpoint, headers.clone(), timeout, concurrency)
+                Replica::new(endpoint, headers.clone(), key.clone(), timeout, concurrency)
             })
             .collect::<Result<_>>()?;
         let (dialect, of_dialect) = dialect(settings)?;
@@ -284,11 +297,14 @@ impl Teacher {
         for (name, value) in of_dialect {
             recipe[name] = value;
         }
+        if let Some(redaction) = redaction {
+            recipe["redaction"] = redaction.recipe();
+        }
         Ok(Self {
             dialect,
             replicas,
-            key,
             kind: Kind::of(&recipe),
+            scale: Scale::deserialize(&recipe["scale"]).ok(),
             recipe_digest: digest(&recipe),
             recipe,
         })

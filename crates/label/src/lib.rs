@@ -19,9 +19,11 @@ mod graph;
 mod gullible;
 mod job;
 mod limits;
+mod preflight;
 mod prepare;
 mod prompt;
 mod questions;
+mod redact;
 mod replica;
 mod retry;
 mod seal;
@@ -38,10 +40,12 @@ pub use audit::{
     Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
     Mass, Order, Unlisted, audit,
 };
-pub use collect::{Collected, Plan, Progress, collect, plan};
+pub use collect::{Collected, Destination, Plan, Progress, collect, plan, preflight};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
 pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
+pub use preflight::{Preflight, Reading};
+pub use redact::{Counts, RedactionSettings, Sensitive};
 pub use seal::{PositionBias, Sealed, import, position_bias, seal};
 pub use secret::KeySettings;

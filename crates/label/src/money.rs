@@ -95,9 +95,12 @@ pub struct BudgetSettings {
 
 /// Keeps spent + in flight below the budget: a request reserves its worst case before it is sent
 /// and gives back what it did not use.
+///
+/// What is reserved is on record before it is sent, so that a kill can be booked at its worst. A
+/// commit for each request would be one too many, so each commit that is made anyway puts a little
+/// more on record than is reserved: [`Budget::to_record`].
 pub struct Budget {
-    most_micros: u64,
-    most_tokens: u64,
+    most: Amount,
     state: Mutex<Balance>,
 }
 
@@ -105,7 +108,13 @@ pub struct Budget {
 struct Balance {
     spent: Amount,
     reserved: Amount,
+    /// How much may be reserved before more has to be put on record.
+    on_record: Amount,
 }
+
+/// Requests differ in size: without room for that, replacing one by another that is a bit longer
+/// would take a commit of its own. An eighth is what a kill may be booked at too much.
+const ROOM: u64 = 8;
 
 /// Money and tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +126,11 @@ pub struct Amount {
 }
 
 impl Amount {
+    /// Neither money nor tokens.
+    pub fn is_zero(self) -> bool {
+        self == Self::default()
+    }
+
     fn plus(self, other: Self) -> Self {
         Self {
             micros: self.micros.saturating_add(other.micros),
@@ -130,6 +144,34 @@ impl Amount {
             tokens: self.tokens.saturating_sub(other.tokens),
         }
     }
+
+    fn min(self, other: Self) -> Self {
+        Self {
+            micros: self.micros.min(other.micros),
+            tokens: self.tokens.min(other.tokens),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            micros: self.micros.max(other.micros),
+            tokens: self.tokens.max(other.tokens),
+        }
+    }
+
+    /// Whether it is no more than another, of money and of tokens.
+    fn is_within(self, other: Self) -> bool {
+        self.micros <= other.micros && self.tokens <= other.tokens
+    }
+}
+
+/// What a request that is over had set aside, and what it used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// What it could not cost more than.
+    pub worst: Amount,
+    /// What it did cost.
+    pub used: Amount,
 }
 
 /// Why a request may not leave.
@@ -151,36 +193,67 @@ impl Budget {
         )]
         let micros = |money: f64| (money * 1e6).floor() as u64;
         Self {
-            most_micros: settings.money.map_or(u64::MAX, micros),
-            most_tokens: settings.tokens.unwrap_or(u64::MAX),
+            most: Amount {
+                micros: settings.money.map_or(u64::MAX, micros),
+                tokens: settings.tokens.unwrap_or(u64::MAX),
+            },
             state: Mutex::new(Balance {
                 spent,
-                reserved: Amount::default(),
+                ..Balance::default()
             }),
         }
     }
 
-    /// Sets the worst case of a request aside; returns all that is set aside now.
+    /// Sets the worst case of a request aside. Whether that is on record: if not, the request must
+    /// wait for a commit that begins after this.
     ///
     /// # Errors
     /// When the budget could be passed.
-    pub fn reserve(&self, worst: Amount) -> Result<Amount, Held> {
+    pub fn reserve(&self, worst: Amount) -> Result<bool, Held> {
         let mut balance = self.lock();
         let after = balance.spent.plus(balance.reserved).plus(worst);
-        if after.micros > self.most_micros || after.tokens > self.most_tokens {
-            let alone = balance.spent.plus(worst);
-            let never = alone.micros > self.most_micros || alone.tokens > self.most_tokens;
-            return Err(if never { Held::ForGood } else { Held::ForNow });
+        if !after.is_within(self.most) {
+            let can_ever = balance.spent.plus(worst).is_within(self.most);
+            return Err(if can_ever {
+                Held::ForNow
+            } else {
+                Held::ForGood
+            });
         }
         balance.reserved = balance.reserved.plus(worst);
-        Ok(balance.reserved)
+        Ok(balance.reserved.is_within(balance.on_record))
     }
 
-    /// The request that reserved `worst` is over and used this.
-    pub fn settle(&self, worst: Amount, used: Amount) {
+    /// Gives back what a request set aside that was not sent.
+    pub fn give_back(&self, worst: Amount) {
         let mut balance = self.lock();
         balance.reserved = balance.reserved.minus(worst);
-        balance.spent = balance.spent.plus(used);
+    }
+
+    /// What a commit that begins now is to put on record as at risk; with it, the attempts of these
+    /// requests go on record as what they were. Never less than is reserved by others, and at most
+    /// an eighth more; nor more than is left of the budget, unless that is passed already.
+    pub fn to_record(&self, settled: &[Settled]) -> Amount {
+        let mut balance = self.lock();
+        let after = balance.without(settled);
+        let Amount { micros, tokens } = after.reserved;
+        let room = Amount {
+            micros: micros / ROOM,
+            tokens: tokens / ROOM,
+        };
+        let left = self.most.minus(after.spent);
+        let at_risk = after.reserved.plus(room).min(left).max(after.reserved);
+        // Until the commit is on disk, it is what was on record before that counts.
+        let settling = balance.reserved.minus(after.reserved);
+        balance.on_record = balance.on_record.min(at_risk.plus(settling));
+        at_risk
+    }
+
+    /// That commit is on disk.
+    pub fn recorded(&self, settled: &[Settled], at_risk: Amount) {
+        let mut balance = self.lock();
+        *balance = balance.without(settled);
+        balance.on_record = at_risk;
     }
 
     /// What is set aside for requests in flight.
@@ -198,8 +271,21 @@ impl Budget {
     }
 }
 
+impl Balance {
+    /// Once these requests are settled.
+    fn without(mut self, settled: &[Settled]) -> Self {
+        for Settled { worst, used } in settled {
+            self.reserved = self.reserved.minus(*worst);
+            self.spent = self.spent.plus(*used);
+        }
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -229,15 +315,103 @@ mod tests {
         };
         let of = |micros| Amount { micros, tokens: 10 };
         let budget = Budget::new(&settings, of(400));
-        assert_eq!(budget.reserve(of(300)).unwrap().micros, 300);
-        assert_eq!(budget.reserve(of(300)).unwrap().micros, 600);
+        let settle = |worst, used| {
+            let settled = [Settled {
+                worst: of(worst),
+                used: of(used),
+            }];
+            budget.recorded(&settled, budget.to_record(&settled));
+        };
+        assert!(budget.reserve(of(300)).is_ok());
+        assert!(budget.reserve(of(300)).is_ok());
+        assert_eq!(budget.reserved().micros, 600);
         assert_eq!(budget.reserve(of(1)), Err(Held::ForNow));
         assert_eq!(budget.reserve(of(601)), Err(Held::ForGood));
-        budget.settle(of(300), of(100));
-        assert_eq!(budget.reserve(of(200)).unwrap().micros, 500);
+        settle(300, 100);
+        assert!(budget.reserve(of(200)).is_ok());
+        assert_eq!(budget.reserved().micros, 500);
+        budget.give_back(of(200));
+        assert_eq!(budget.reserved().micros, 300);
         // A teacher that used more than its worst case is on the bill too.
-        budget.settle(of(200), of(600));
+        settle(300, 600);
         assert_eq!(budget.spent().micros, 1100);
         assert_eq!(budget.reserve(of(0)), Err(Held::ForGood));
+    }
+
+    /// One step of a job.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A request is to be sent.
+        Reserve(u64),
+        /// It is not, after all.
+        GiveBack,
+        /// The writer begins a commit with the replies to so many per cent of those in flight.
+        Begin(usize),
+        /// The commit is on disk.
+        End,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1..1000_u64).prop_map(Step::Reserve),
+            1 => Just(Step::GiveBack),
+            2 => (0..=100_usize).prop_map(Step::Begin),
+            2 => Just(Step::End),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_may_be_in_flight_is_on_record_and_hardly_more(
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
+            let settings = BudgetSettings { money: None, tokens: Some(20_000) };
+            let of = |tokens| Amount { micros: 0, tokens };
+            let budget = Budget::new(&settings, of(0));
+            // Requests in flight, and those that wait for a commit to be sent.
+            let (mut in_flight, mut waiting) = (Vec::new(), Vec::new());
+            let (mut on_disk, mut spent_on_disk) = (0, 0);
+            let mut commit: Option<(Vec<Settled>, Amount, usize)> = None;
+            for step in steps {
+                match step {
+                    Step::Reserve(tokens) => match budget.reserve(of(tokens)) {
+                        Ok(true) => in_flight.push(tokens),
+                        Ok(false) => waiting.push(tokens),
+                        Err(_) => {}
+                    },
+                    Step::GiveBack => if let Some(tokens) = waiting.pop() {
+                        budget.give_back(of(tokens));
+                        if let Some((.., covered)) = &mut commit {
+                            *covered = waiting.len().min(*covered);
+                        }
+                    },
+                    Step::Begin(percent) if commit.is_none() => {
+                        let count = in_flight.len() * percent / 100;
+                        let settled: Vec<Settled> = in_flight[..count].iter()
+                            .map(|tokens| Settled { worst: of(*tokens), used: of(tokens / 2) })
+                            .collect();
+                        let at_risk = budget.to_record(&settled);
+                        commit = Some((settled, at_risk, waiting.len()));
+                    }
+                    Step::End => if let Some((settled, at_risk, covered)) = commit.take() {
+                        in_flight.drain(..settled.len());
+                        on_disk = at_risk.tokens;
+                        spent_on_disk += settled.iter().map(|one| one.used.tokens).sum::<u64>();
+                        budget.recorded(&settled, at_risk);
+                        in_flight.extend(waiting.drain(..covered));
+                    }
+                    Step::Begin(_) => {}
+                }
+                let at_worst: u64 = in_flight.iter().sum();
+                prop_assert!(at_worst <= on_disk, "{at_worst} in flight, {on_disk} on record");
+                prop_assert!(spent_on_disk + on_disk <= 20_000, "a kill passes the budget");
+                if commit.is_none() {
+                    let waiting: u64 = waiting.iter().sum();
+                    prop_assert_eq!(budget.reserved().tokens, at_worst + waiting);
+                }
+            }
+            let reserved = budget.reserved().tokens;
+            prop_assert!(budget.to_record(&[]).tokens <= reserved + reserved / 8);
+        }
     }
 }

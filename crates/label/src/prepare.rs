@@ -7,7 +7,6 @@ use crate::dialect::{self, Problem, shortened};
 use crate::job::Teacher;
 use crate::replica::{NoReply, Replica};
 use crate::retry::{self, LONGEST_PAUSE};
-use crate::secret::Secret;
 use crate::{Error, Result};
 
 /// Asks every server what the dialect has to know of it.
@@ -19,8 +18,7 @@ pub(crate) async fn prepare(teacher: &mut Teacher, retries: u32) -> Result<()> {
     for replica in &teacher.replicas {
         let mut replies = Vec::with_capacity(requests.len());
         for (path, body) in &requests {
-            let key = teacher.key.as_ref();
-            replies.push(reply(replica, path, body, key, retries).await?);
+            replies.push(reply(replica, path, body, retries).await?);
         }
         if !replies.is_empty() {
             teacher.dialect.prepare(replica.name(), &replies)?;
@@ -29,20 +27,14 @@ pub(crate) async fn prepare(teacher: &mut Teacher, retries: u32) -> Result<()> {
     Ok(())
 }
 
-async fn reply(
-    replica: &Replica,
-    path: &str,
-    body: &Value,
-    key: Option<&Secret>,
-    retries: u32,
-) -> Result<Value> {
+async fn reply(replica: &Replica, path: &str, body: &Value, retries: u32) -> Result<Value> {
     let mut failed = 0;
     loop {
-        let (problem, pause) = match replica.post(path, body).await {
+        let (problem, pause) = match replica.post(path, body.to_string()).await {
             Err(NoReply::NotSent(problem) | NoReply::Lost(problem)) => (problem, None),
             Err(NoReply::TooLong) => ("a reply of more than 8 MiB".to_owned(), None),
             Ok(reply) => {
-                let body = key.map_or(reply.body.clone(), |key| key.removed_from(&reply.body));
+                let body = reply.body;
                 if reply.status == 200 {
                     return serde_json::from_str(&body).map_err(|_| Error::Teacher {
                         url: replica.name().to_owned(),

@@ -25,7 +25,8 @@
 //! A document may try to end its block and speak for the prompt. `nonce` stands in its way: 16
 //! hexadecimal digits that the question's key begins with, so that the same question is always
 //! asked in the same words, and no document can know them: it would have to hold its own digest.
-//! An example has a nonce of its own, which never changes.
+//! (Generative scoring shows many documents after one beginning, so its nonce is of recipe and query
+//! alone.) An example has a nonce of its own, which never changes.
 
 use std::path::Path;
 
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::dialect::ranking;
+use crate::preflight::script::Known;
 use crate::{Error, Result};
 
 /// Digits of a nonce: 64 bits, which nobody guesses.
@@ -283,6 +285,33 @@ impl Prompt {
         Ok(messages)
     }
 
+    /// What the examples say about a relevant and an irrelevant document for one query, if they do.
+    pub(crate) fn known(&self) -> Option<Known> {
+        self.examples.iter().find_map(|example| {
+            let shown = example.shown();
+            let (relevant, irrelevant) = match self.kind {
+                Kind::Graded => {
+                    let worst = self.examples.iter().find(|other| {
+                        other.query == example.query && Some(&other.answer) == self.answers.first()
+                    });
+                    let is_best = Some(&example.answer) == self.answers.last();
+                    (shown[0], worst.filter(|_| is_best)?.shown()[0])
+                }
+                Kind::Pairwise if example.answer == self.answers[0] => (shown[0], shown[1]),
+                Kind::Pairwise => (shown[1], shown[0]),
+                Kind::Listwise => {
+                    let order = ranking::read(&example.answer, shown.len()).ok()?.ranking;
+                    (shown[*order.first()?], shown[*order.last()?])
+                }
+            };
+            Some(Known {
+                query: example.query.clone(),
+                relevant: relevant.to_owned(),
+                irrelevant: irrelevant.to_owned(),
+            })
+        })
+    }
+
     fn render(
         &self,
         template: &str,
@@ -429,6 +458,38 @@ mod tests {
         let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
         let prompt = Prompt::read(&root.join("prompts/shop-graded.toml")).unwrap();
         assert_eq!(manifest["recipe"]["prompt"], *prompt.digest);
+    }
+
+    #[test]
+    fn examples_tell_a_relevant_document_from_an_irrelevant_one() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../prompts");
+        for (prompt, query, relevant, irrelevant) in [
+            (
+                "graded",
+                "how long to boil an egg",
+                "Soft yolks",
+                "The tanker's hull",
+            ),
+            ("yes-no", "how long do eggs keep", "Fresh eggs", "Egg cups"),
+            ("shop-pairwise", "dog bowl", "Pawfell", "Dry dog food"),
+            (
+                "shop-listwise",
+                "26 inch bike tyre",
+                "Veldane road tyre 26",
+                "26 inch LED",
+            ),
+        ] {
+            let prompt = Prompt::read(&folder.join(format!("{prompt}.toml"))).unwrap();
+            let known = prompt.known().unwrap();
+            assert_eq!(known.query, query);
+            assert!(known.relevant.starts_with(relevant), "{known:?}");
+            assert!(known.irrelevant.starts_with(irrelevant), "{known:?}");
+        }
+        // Of another query, the worst answer is no worse than the best.
+        let apart = "answers = ['0', '1']\nsystem = ''\nuser = '{{ query }} {{ document }}'\n\
+                     [[examples]]\nquery = 'a'\ndocument = 'x'\nanswer = '1'\n\
+                     [[examples]]\nquery = 'b'\ndocument = 'y'\nanswer = '0'";
+        assert_eq!(read(apart).unwrap().known(), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The questions that a job's candidates make: about each document, about pairs of documents, or
 //! about windows of them, as the prompt is; and which of them have no answer yet.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use retort_data::candidates::{self, Candidate};
@@ -11,20 +11,27 @@ use retort_data::label_set::text_digest;
 use crate::dialect::Texts;
 use crate::graph;
 use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{Found, Key, Outcome};
+use crate::ledger::{Alias, Found, Key, Outcome};
+use crate::preflight::script::{Script, about_tokens};
 use crate::prompt::Kind;
+use crate::redact::{Counts, Redactor};
 use crate::treatment::treated;
 use crate::{Error, Result};
 
 /// What the questions of a job are made from, and which of them are to be asked.
 pub(crate) struct Questions {
     collection: Collection,
+    redactor: Redactor,
     candidates: Vec<Candidate>,
     source: PathBuf,
     recipe: [u8; 32],
+    /// The nonce is of the query alone.
+    shares_nonce: bool,
     made: Made,
     /// Places in `made`.
     pub(crate) asked: Vec<usize>,
+    /// About how many tokens the documents of the longest question have.
+    longest: usize,
     pub(crate) all: usize,
     pub(crate) known: usize,
     pub(crate) given_up: usize,
@@ -39,6 +46,20 @@ pub(crate) struct Asked {
     /// For each document the digest of its text and the query's, a space between them.
     pub(crate) text: String,
     pub(crate) texts: Texts,
+    /// What was replaced in the query, and in the documents.
+    pub(crate) redacted: [Counts; 2],
+}
+
+impl Asked {
+    /// As what it shares a judgement that is there already.
+    fn alias(self) -> Alias {
+        Alias {
+            key: self.key,
+            query_id: self.query_id,
+            document_ids: self.document_ids,
+            text: self.text,
+        }
+    }
 }
 
 impl Questions {
@@ -61,15 +82,27 @@ impl Questions {
             collection.query(&candidate.query_id, &source)?;
             collection.document(&candidate.document_id, &source)?;
         }
+        let redactor = Redactor::new(settings, || {
+            let mut texts = BTreeSet::new();
+            for candidate in &candidates {
+                let query = collection.query(&candidate.query_id, &source)?;
+                let document = collection.document(&candidate.document_id, &source)?;
+                texts.extend([query.text.clone(), document.full_text()]);
+            }
+            Ok(texts)
+        })?;
         let made = make(&candidates, settings, teacher.kind)?;
         Ok(Self {
+            redactor,
             collection,
             candidates,
             source,
             recipe: teacher.recipe_digest,
+            shares_nonce: teacher.dialect.shares_prefix(),
             all: made.questions.len(),
             made,
             asked: Vec::new(),
+            longest: 0,
             known: 0,
             given_up: 0,
         })
@@ -81,28 +114,36 @@ impl Questions {
         &mut self,
         again: bool,
         find: impl Fn(&Key) -> Result<Option<Found>>,
-    ) -> Result<Vec<(Key, String, Vec<String>)>> {
+    ) -> Result<Vec<Alias>> {
         let mut chosen = HashSet::new();
         let mut aliases = Vec::new();
         for place in 0..self.made.questions.len() {
             let asked = self.of(place)?;
+            let tokens = asked.texts.documents.iter().map(|one| about_tokens(one));
+            self.longest = self.longest.max(tokens.sum());
             let found = find(&asked.key)?;
-            let is_other = |found: &Found| !found.is_of(&asked.query_id, &asked.document_ids);
+            let alias = asked.alias();
             let is_alias = match &found {
-                Some(found) => is_other(found),
-                None => chosen.contains(&asked.key),
+                Some(found) => !found.is_of(&alias),
+                None => chosen.contains(&alias.key),
             };
-            match found.map(|found| found.outcome) {
+            match found.map(|found: Found| found.outcome) {
                 Some(Outcome::Ok) => self.known += 1,
                 Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
-                _ if chosen.insert(asked.key) => self.asked.push(place),
+                _ if chosen.insert(alias.key) => self.asked.push(place),
                 _ => self.known += 1,
             }
             if is_alias {
-                aliases.push((asked.key, asked.query_id, asked.document_ids));
+                aliases.push(alias);
             }
         }
         Ok(aliases)
+    }
+
+    /// What to ask an endpoint before it is asked these.
+    pub(crate) fn script(&self, teacher: &Teacher) -> Script {
+        let known = teacher.dialect.known();
+        Script::new(teacher.kind, teacher.scale, known, self.longest)
     }
 
     /// One of the questions to ask.
@@ -121,14 +162,19 @@ impl Questions {
                 Ok(self.collection.document(id, &self.source)?)
             })
             .collect::<Result<Vec<_>>>()?;
-        let shown: Vec<String> = documents.iter().map(|one| one.full_text()).collect();
-        let raw: Vec<&str> = shown.iter().map(String::as_str).collect();
-        let key = |sample| Key::new(&self.recipe, sample, &query.text, &raw);
+        let full: Vec<String> = documents.iter().map(|one| one.full_text()).collect();
+        let shown = self.redactor.redact(&query.text, &full)?;
+        let raw: Vec<&str> = shown.documents.iter().map(String::as_str).collect();
+        let key = |sample| Key::new(&self.recipe, sample, &shown.query, &raw);
         let texts = Texts {
-            query: treated(&query.text),
+            query: treated(&shown.query),
             documents: raw.iter().map(|text| treated(text)).collect(),
             // All samples are asked in the same words.
-            nonce: key(0).nonce(),
+            nonce: if self.shares_nonce {
+                Key::new(&self.recipe, 0, &shown.query, &[]).nonce()
+            } else {
+                key(0).nonce()
+            },
         };
         let digests: Vec<_> = documents
             .iter()
@@ -141,6 +187,7 @@ impl Questions {
             sample,
             text: digests.join(" "),
             texts,
+            redacted: shown.counts,
         })
     }
 }

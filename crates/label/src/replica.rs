@@ -1,22 +1,22 @@
 //! One server of a teacher: where requests go, how many at once, and what comes back.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Client, Url, redirect};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::limits::Gate;
 use crate::retry::Advice;
+use crate::secret::Secret;
 use crate::{Error, Result};
 
 /// The most that a reply may hold: a grade with its log-probabilities takes a few kilobytes.
 const MOST_BYTES: usize = 8 << 20;
 
-/// A reply, whatever its status.
+/// A reply, whatever its status, without the teacher's key.
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) body: String,
@@ -38,6 +38,7 @@ pub(crate) struct Replica {
     client: Client,
     base: Url,
     headers: Vec<(HeaderName, HeaderValue)>,
+    key: Option<Arc<Secret>>,
     pub(crate) gate: Gate,
     /// No request leaves before.
     paused_until: Mutex<Option<Instant>>,
@@ -48,6 +49,7 @@ impl Replica {
     pub(crate) fn new(
         endpoint: &str,
         headers: Vec<(HeaderName, HeaderValue)>,
+        key: Option<Arc<Secret>>,
         timeout: Duration,
         concurrency: usize,
     ) -> Result<Self> {
@@ -57,7 +59,13 @@ impl Replica {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let client = Client::builder()
+        let client = if is_private(&base) {
+            // What is near is not sent through a proxy, which may be far.
+            Client::builder().no_proxy()
+        } else {
+            Client::builder()
+        };
+        let client = client
             .timeout(timeout)
             .connect_timeout(timeout.min(Duration::from_secs(10)))
             // A redirect would take the key, and the texts, to a host nobody named.
@@ -69,6 +77,7 @@ impl Replica {
             client,
             base,
             headers,
+            key,
             gate: Gate::new(concurrency),
             paused_until: Mutex::new(None),
         })
@@ -79,8 +88,19 @@ impl Replica {
         self.base.as_str()
     }
 
-    /// Posts a body and reads the whole reply.
-    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Reply, NoReply> {
+    /// Where it is and how texts travel there, in words.
+    pub(crate) fn reach(&self) -> &'static str {
+        match (is_private(&self.base), self.base.scheme()) {
+            _ if is_loopback(&self.base) => "this machine",
+            (true, "https") => "a private network, encrypted",
+            (true, _) => "a private network, unencrypted",
+            (false, "https") => "another host, encrypted",
+            (false, _) => "another host, unencrypted",
+        }
+    }
+
+    /// Posts a body of JSON and reads the whole reply.
+    pub(crate) async fn post(&self, path: &str, body: String) -> Result<Reply, NoReply> {
         let lost = |error: reqwest::Error| {
             let problem = describe(&error);
             if error.is_connect() {
@@ -96,7 +116,8 @@ impl Replica {
                 .join(path)
                 .map_err(|error| NoReply::NotSent(error.to_string()))?,
         };
-        let mut request = self.client.post(url).json(body);
+        let mut request = self.client.post(url).body(body);
+        request = request.header(CONTENT_TYPE, "application/json");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -114,12 +135,18 @@ impl Replica {
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Reply {
+        let mut reply = Reply {
             status,
             body: String::from_utf8_lossy(&bytes).into_owned(),
             request_id,
             advice,
-        })
+        };
+        if let Some(key) = &self.key {
+            // Before anything reads, logs or stores it.
+            reply.body = key.removed_from_reply(&reply.body);
+            reply.request_id = reply.request_id.map(|id| key.removed_from(&id));
+        }
+        Ok(reply)
     }
 
     /// Lets nothing leave for a while.
@@ -165,6 +192,11 @@ pub(crate) fn endpoint_url(endpoint: &str) -> Result<Url, String> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err("endpoint: a key belongs into [teacher.api_key], not into the URL".to_owned());
     }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(
+            "endpoint: expected a URL without a query: paths are appended to it".to_owned(),
+        );
+    }
     Ok(url)
 }
 
@@ -173,6 +205,18 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
     match address(url) {
         Some(address) => address.is_loopback(),
         None => url.host_str() == Some("localhost"),
+    }
+}
+
+/// The host and port of an endpoint; empty of what is none.
+pub(crate) fn host(endpoint: &str) -> String {
+    let Ok(url) = Url::parse(endpoint) else {
+        return String::new();
+    };
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
     }
 }
 
@@ -214,11 +258,45 @@ mod tests {
         assert!(endpoint_url("http://127.0.0.1:8080/v1").is_ok());
         assert!(endpoint_url("ftp://a/v1").unwrap_err().contains("http://"));
         assert!(endpoint_url("localhost:8080").is_err());
-        assert!(
-            endpoint_url("https://u:p@a/v1")
-                .unwrap_err()
-                .contains("api_key")
-        );
+        for secret in ["https://u:p@a/v1", "https://a/v1?key=p", "https://a/v1#p"] {
+            let problem = endpoint_url(secret).unwrap_err();
+            assert!(!problem.contains("//"), "{problem} shows the URL");
+        }
+    }
+
+    #[test]
+    fn where_texts_go_is_said_in_words() {
+        let reach = |url: &str| {
+            let second = Duration::from_secs(1);
+            let replica = Replica::new(url, Vec::new(), None, second, 1).unwrap();
+            (replica.reach(), host(replica.name()))
+        };
+        for (url, expected, at) in [
+            ("http://localhost:80/v1", "this machine", "localhost"),
+            ("http://[::1]:8080", "this machine", "[::1]:8080"),
+            (
+                "http://10.0.0.1:8000/v1",
+                "a private network, unencrypted",
+                "10.0.0.1:8000",
+            ),
+            (
+                "https://192.168.1.2/v1",
+                "a private network, encrypted",
+                "192.168.1.2",
+            ),
+            (
+                "https://api.example.com/v1",
+                "another host, encrypted",
+                "api.example.com",
+            ),
+            (
+                "http://api.example.com/v1",
+                "another host, unencrypted",
+                "api.example.com",
+            ),
+        ] {
+            assert_eq!(reach(url), (expected, at.to_owned()), "{url}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod strengths;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use retort_data::candidates;
@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
 use crate::job::{LabelSettings, PROBE, Teacher};
-use crate::ledger::{Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
+use crate::ledger::{Alias, Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
 use crate::prompt::Kind;
+use crate::redact::Redactor;
 use crate::{Error, Result};
 use strengths::Strengths;
 
@@ -56,6 +57,7 @@ pub fn seal(
             .saturating_sub(1),
         recipe: recipe.spec,
         models: recipe.models,
+        preflights: recipe.preflights.iter().map(|one| json!(one)).collect(),
         rows: 0,
         shards: Vec::new(),
         sealed_by: format!("retort {}", env!("CARGO_PKG_VERSION")),
@@ -324,8 +326,17 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let collection = Collection::read(&settings.collection)?;
     let top_grade = teacher.top_grade();
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
+    let rows = jsonl::read_numbered::<Imported>(file, expected)?;
+    let redactor = Redactor::new(settings, || {
+        let mut texts = BTreeSet::new();
+        for (_, row) in &rows {
+            texts.insert(collection.query(&row.query_id, file)?.text.clone());
+            texts.insert(collection.document(&row.document_id, file)?.full_text());
+        }
+        Ok(texts)
+    })?;
     let mut entries = Vec::new();
-    for (line, row) in jsonl::read_numbered::<Imported>(file, expected)? {
+    for (line, row) in rows {
         let refused = |problem: String| {
             Error::Data(retort_data::Error::Row {
                 path: file.to_owned(),
@@ -354,12 +365,13 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
         if let Some(problem) = label.problem(top_grade) {
             return Err(refused(problem));
         }
+        let shown = redactor.redact(&query.text, &[document.full_text()])?;
         entries.push(Entry {
             key: Key::new(
                 &teacher.recipe_digest,
                 0,
-                &query.text,
-                &[&document.full_text()],
+                &shown.query,
+                &[&shown.documents[0]],
             ),
             query_id: label.query_id,
             document_ids: vec![label.document_id],
@@ -374,23 +386,24 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let mut aliases = Vec::new();
     let mut imported = HashMap::new();
     for entry in &entries {
-        let pair = (&entry.query_id, &entry.document_ids);
+        let alias = Alias {
+            key: entry.key,
+            query_id: entry.query_id.clone(),
+            document_ids: entry.document_ids.clone(),
+            text: entry.text.clone(),
+        };
         let found = ledger.find(&entry.key)?;
         let is_known = found
             .as_ref()
             .is_some_and(|found| found.outcome == Outcome::Ok);
-        let first = (!is_known).then(|| *imported.entry(entry.key).or_insert(pair));
+        let first = (!is_known).then(|| imported.entry(entry.key).or_insert_with(|| alias.clone()));
         // Another pair may have the same texts.
         let shares = match found {
-            Some(found) => !found.is_of(pair.0, pair.1),
-            None => first != Some(pair),
+            Some(found) => !found.is_of(&alias),
+            None => first.is_some_and(|first| *first != alias),
         };
         if shares {
-            aliases.push((
-                entry.key,
-                entry.query_id.clone(),
-                entry.document_ids.clone(),
-            ));
+            aliases.push(alias);
         }
     }
     let imported = imported.len();

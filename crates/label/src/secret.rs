@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use fs_err as fs;
 use reqwest::header::HeaderValue;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -24,6 +25,22 @@ pub struct KeySettings {
     /// A command and its arguments; the key is what it prints.
     #[serde(default)]
     pub command: Option<Vec<String>>,
+}
+
+/// Where the key comes from, in words; a command's arguments are left out.
+impl fmt::Display for KeySettings {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(name) = &self.env {
+            write!(f, "the key in the variable {name}")
+        } else if let Some(path) = &self.file {
+            write!(f, "the key in {}", path.display())
+        } else if let Some(command) = &self.command {
+            let program = command.first().map_or("a command", String::as_str);
+            write!(f, "the key that {program} prints")
+        } else {
+            f.write_str("no key")
+        }
+    }
 }
 
 /// A key. It is overwritten when dropped.
@@ -90,6 +107,20 @@ impl Secret {
         }
         text
     }
+
+    /// A reply's body without the key, even where JSON spells it with escapes.
+    pub(crate) fn removed_from_reply(&self, body: &str) -> String {
+        if body.contains('\\')
+            && let Ok(json) = serde_json::from_str::<Value>(body)
+        {
+            let unescaped = json.to_string();
+            let removed = self.removed_from(&unescaped);
+            if removed != unescaped {
+                return removed;
+            }
+        }
+        self.removed_from(body)
+    }
 }
 
 impl Drop for Secret {
@@ -139,7 +170,31 @@ mod tests {
             key.removed_from("bad key sk-0123456***cdefghij"),
             "bad key [key]***[key]"
         );
-        assert!(key.header("Bearer ").unwrap().is_sensitive());
+        assert_eq!(
+            key.removed_from_reply(r#"{"m":"\u0073k-0123456789abcdefghij","n":"\/"}"#),
+            r#"{"m":"[key]","n":"/"}"#
+        );
+        let untouched = r#"{"m":"\/"}"#;
+        assert_eq!(key.removed_from_reply(untouched), untouched);
+    }
+
+    #[test]
+    fn a_panic_that_shows_all_there_is_shows_no_key() {
+        let key = Secret("sk-0123456789abcdefghij".to_owned());
+        let header = key.header("Bearer ").unwrap();
+        assert!(header.is_sensitive());
+        let client = reqwest::Client::new();
+        let request = client
+            .post("http://127.0.0.1/")
+            .header("authorization", &header);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            panic!("{key:?} {header:?} {request:?}")
+        }));
+        let said = panicked.unwrap_err().downcast::<String>().unwrap();
+        assert!(
+            !said.contains("01234567") && !said.contains("cdefghij"),
+            "{said}"
+        );
     }
 
     #[test]

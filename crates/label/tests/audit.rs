@@ -56,6 +56,7 @@ impl Golden {
         };
         LabelSet {
             manifest: Manifest {
+                preflights: Vec::new(),
                 format: FORMAT.to_owned(),
                 top_grade: self.top_grade,
                 recipe: json!({}),

@@ -6,10 +6,12 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use common::{Act, Job, Seen, Server, completion, graded, rows};
-use retort_label::ledger::{Outcome, Reader};
+use retort_label::ledger::{Ledger, Outcome, Reader};
 use retort_label::{Collected, Error, LabelSettings, Progress, collect};
 use serde_json::json;
 
@@ -314,6 +316,51 @@ async fn what_is_in_flight_when_the_job_is_stopped_is_kept() {
     assert_eq!(rows(&job.ledger()).len(), labelled);
     assert_eq!(server.count(), labelled);
     assert!(labelled >= 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_in_flight_at_a_kill_is_booked_once_and_at_its_worst() {
+    let job = Job::new(200);
+    let stalled = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&stalled);
+    let server = Server::start(move |seen| {
+        if seen.number < 100 {
+            return graded(seen.document);
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        Act::Stall(Duration::from_mins(10))
+    });
+    let settings = job.settings(&server, "concurrency = 8\ntimeout_seconds = 600\n");
+    let plan = retort_label::plan(&settings, false).unwrap();
+    // All questions are about as long.
+    let worst = plan.most_tokens as f64 / 200.0;
+    let all_stalled = async {
+        while stalled.load(Ordering::SeqCst) < 8 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        // It is dropped where it stands, like a killed one.
+        () = all_stalled => {}
+        _ = run(&settings) => panic!("it waits for replies that never come"),
+    }
+    let known = loop {
+        // Its writer may still be at the last records.
+        match Ledger::open(&job.ledger()) {
+            Ok(ledger) => break ledger.spent().unwrap(),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!((known.requests, rows(&job.ledger()).len()), (101, 100));
+    let booked = (known.tokens - 100 * 41) as f64;
+    assert!(
+        booked >= 8.0 * worst - 40.0,
+        "{booked} booked, {worst} each"
+    );
+    assert!(
+        booked <= 9.0 * worst + 40.0,
+        "{booked} booked, {worst} each"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

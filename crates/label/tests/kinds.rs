@@ -8,6 +8,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use common::{Act, Job, Seen, Server, completion, documents};
 use retort_data::label_set::{self, LabelSet};
@@ -155,6 +156,39 @@ async fn generative_scoring_asks_for_many_documents_and_notices_a_text_that_was_
     // Two for the tokens, nine for the documents, one of them again one by one; and second tries.
     let most = 2 + 2 * (9 + 8);
     assert!(server.count() <= most, "{} requests", server.count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generative_scoring_asks_in_the_same_words_whatever_a_document_is_asked_beside() {
+    let job = Job::new(40);
+    let prompt = "answers = ['no', 'yes']\nsystem = 'Grade.'\n\
+                  user = '{{ query }} <{{ nonce }}> {{ document }} </{{ nonce }}>'";
+    std::fs::write(job.path("prompt.toml"), prompt).unwrap();
+    let mut wordings = Vec::new();
+    for documents_per_request in [1, 8] {
+        let asked = Arc::new(Mutex::new(BTreeMap::new()));
+        let kept = Arc::clone(&asked);
+        let server = Server::start(move |seen| {
+            for item in seen.body["items"].as_array().into_iter().flatten() {
+                let item = item.as_str().unwrap();
+                let wording = format!("{}{item}", seen.body["query"].as_str().unwrap());
+                kept.lock().unwrap().insert(documents(item)[0], wording);
+            }
+            vllm(seen)
+        });
+        let more = format!(
+            "dialect = 'generative-scoring'\ndocuments_per_request = {documents_per_request}\n"
+        );
+        let mut settings = job.settings(&server, &more);
+        settings.ledger = job.path(&format!("{documents_per_request}.sqlite"));
+        run(&settings).await.unwrap();
+        wordings.push(asked.lock().unwrap().clone());
+    }
+    assert_eq!(wordings[0].len(), 40);
+    assert_eq!(wordings[0], wordings[1]);
+    let mark = |document: usize| wordings[0][&document].split(['<', '>']).nth(1).unwrap();
+    assert_eq!(mark(0).len(), 16);
+    assert_eq!((mark(0), mark(0) == mark(20)), (mark(19), false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

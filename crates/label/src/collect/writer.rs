@@ -1,12 +1,13 @@
-//! The ledger's one writer: a thread that commits in groups and tells each sender when its records
-//! are on disk.
+//! The ledger's one writer: a thread that commits in groups, each with what may be in flight by then,
+//! and tells each sender when its records are on disk.
 
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::ledger::{Ledger, Record};
-use crate::money::Amount;
+use crate::money::{Budget, Settled};
 use crate::{Error, Result};
 
 /// Senders whose records go to disk together.
@@ -20,35 +21,26 @@ pub(crate) struct Written(JoinHandle<Result<Ledger>>);
 
 struct Task {
     records: Vec<Record>,
-    at_risk: Option<Amount>,
+    settled: Option<Settled>,
     done: oneshot::Sender<()>,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub(crate) fn start(ledger: Ledger) -> Result<(Self, Written)> {
+    pub(crate) fn start(ledger: Ledger, budget: Arc<Budget>) -> Result<(Self, Written)> {
         let (sender, receiver) = mpsc::channel(MOST_IN_A_GROUP);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || write(ledger, receiver))?;
+            .spawn(move || write(ledger, &budget, receiver))?;
         Ok((Self(sender), Written(thread)))
     }
 
-    /// Puts records on disk, all or none.
-    pub(crate) async fn write(&self, records: Vec<Record>) -> Result<()> {
-        self.send(records, None).await
-    }
-
-    /// Puts on disk what may be in flight.
-    pub(crate) async fn put_at_risk(&self, amount: Amount) -> Result<()> {
-        self.send(Vec::new(), Some(amount)).await
-    }
-
-    async fn send(&self, records: Vec<Record>, at_risk: Option<Amount>) -> Result<()> {
+    /// Puts records on disk, all or none; if they are of a request that is over, it is settled.
+    pub(crate) async fn write(&self, records: Vec<Record>, settled: Option<Settled>) -> Result<()> {
         let (done, is_done) = oneshot::channel();
         let task = Task {
             records,
-            at_risk,
+            settled,
             done,
         };
         // Where the writer failed, `Written` has the reason; this only ends the worker.
@@ -71,7 +63,7 @@ impl Written {
     }
 }
 
-fn write(mut ledger: Ledger, mut tasks: mpsc::Receiver<Task>) -> Result<Ledger> {
+fn write(mut ledger: Ledger, budget: &Budget, mut tasks: mpsc::Receiver<Task>) -> Result<Ledger> {
     while let Some(first) = tasks.blocking_recv() {
         let mut group = vec![first];
         while group.len() < MOST_IN_A_GROUP {
@@ -80,16 +72,15 @@ fn write(mut ledger: Ledger, mut tasks: mpsc::Receiver<Task>) -> Result<Ledger> 
                 Err(_) => break,
             }
         }
-        if let Some(amount) = group.iter().filter_map(|task| task.at_risk).next_back() {
-            ledger.put_at_risk(amount.micros, amount.tokens)?;
-        }
-        let records: Vec<Record> = group
+        let mut records: Vec<Record> = group
             .iter_mut()
             .flat_map(|task| std::mem::take(&mut task.records))
             .collect();
-        if !records.is_empty() {
-            ledger.commit(&records)?;
-        }
+        let settled: Vec<Settled> = group.iter().filter_map(|task| task.settled).collect();
+        let at_risk = budget.to_record(&settled);
+        records.push(Record::AtRisk(at_risk));
+        ledger.commit(&records)?;
+        budget.recorded(&settled, at_risk);
         for task in group {
             // A worker that was stopped does not wait for it.
             let _ = task.done.send(());

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::Result;
 use crate::ledger::Outcome;
+use crate::preflight::script::Known;
 use crate::prompt::Prompt;
 
 /// The version of the interface, which every request names.
@@ -26,6 +27,10 @@ pub(crate) struct Anthropic {
 impl Dialect for Anthropic {
     fn top_answer(&self) -> Option<&str> {
         self.prompt.answers.last().map(String::as_str)
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.prompt.known()
     }
 
     fn request(&self, questions: &[&Texts]) -> Result<Request> {

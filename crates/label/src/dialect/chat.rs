@@ -14,6 +14,7 @@ use super::{
 };
 use crate::Result;
 use crate::ledger::Outcome;
+use crate::preflight::script::Known;
 use crate::prompt::Prompt;
 
 /// Alternatives asked for: the most that OpenAI grants.
@@ -37,6 +38,10 @@ pub(crate) struct Chat {
 impl Dialect for Chat {
     fn top_answer(&self) -> Option<&str> {
         self.prompt.answers.last().map(String::as_str)
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.prompt.known()
     }
 
     fn request(&self, questions: &[&Texts]) -> Result<Request> {

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::rerank::{Scale, scores};
 use super::{Dialect, Problem, Request, Texts, rounded, shortened};
 use crate::ledger::Outcome;
+use crate::preflight::script::Known;
 use crate::prompt::Prompt;
 use crate::{Error, Result};
 
@@ -48,18 +49,17 @@ impl Generative {
     /// What the texts of these questions have in common before their first document, and how each
     /// goes on.
     fn parts(&self, questions: &[&Texts]) -> Result<(String, Vec<String>)> {
-        let text = |query: &str, documents: &[&str]| -> Result<String> {
-            // Of the first for all of them: what comes before the documents is read once.
-            let nonce = &questions[0].nonce;
+        let text = |question: &Texts, documents: &[&str]| -> Result<String> {
+            let Texts { query, nonce, .. } = question;
             let messages = self.prompt.messages(query, documents, nonce)?;
             Ok(messages.into_iter().map(|one| one.content).collect())
         };
         let texts: Vec<String> = (questions.iter())
-            .map(|question| text(&question.query, &question.shown()))
+            .map(|question| text(question, &question.shown()))
             .collect::<Result<_>>()?;
         // A document begins where another document would make a difference.
         let marks = vec![MARK; questions[0].documents.len()];
-        let marked = text(&questions[0].query, &marks)?;
+        let marked = text(questions[0], &marks)?;
         let alike = |text: &String| {
             let mut pairs = text.char_indices().zip(marked.chars());
             let differs = pairs.find(|((_, a), b)| a != b);
@@ -107,8 +107,16 @@ impl Dialect for Generative {
         self.prompt.answers.last().map(String::as_str)
     }
 
+    fn known(&self) -> Option<Known> {
+        self.prompt.known()
+    }
+
     fn questions_per_request(&self) -> usize {
         self.documents_per_request
+    }
+
+    fn shares_prefix(&self) -> bool {
+        true
     }
 
     fn request(&self, questions: &[&Texts]) -> Result<Request> {

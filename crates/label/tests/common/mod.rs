@@ -32,7 +32,8 @@ pub(crate) struct Seen {
     pub(crate) number: usize,
     /// How many requests about this pair came before.
     pub(crate) attempt: usize,
-    /// The number in the document's text; the first document's, where there are several.
+    /// The number in the document's text; the first document's, where there are several. 0 in
+    /// preflights, whose texts have none.
     pub(crate) document: usize,
     /// With the line that names the path.
     pub(crate) headers: String,
@@ -173,6 +174,11 @@ fn carry_out(act: Act, mut stream: &TcpStream) -> Option<()> {
     }
 }
 
+/// The texts that a reranker is asked to score.
+pub(crate) fn texts(body: &Value) -> Option<&Vec<Value>> {
+    body["texts"].as_array().or(body["documents"].as_array())
+}
+
 /// The numbers of the documents that a text shows, in their order.
 pub(crate) fn documents(text: &str) -> Vec<usize> {
     let after = text.split("document ").skip(1);
@@ -259,7 +265,8 @@ impl Job {
         self.path("ledger.sqlite")
     }
 
-    /// The job's settings; `more` is TOML for `[teacher]` and whatever follows it.
+    /// The job's settings, without a preflight; `more` is TOML for `[teacher]` and whatever follows
+    /// it.
     pub(crate) fn settings(&self, server: &Server, more: &str) -> retort_label::LabelSettings {
         toml::from_str(&self.toml(&server.url, more)).unwrap()
     }
@@ -267,7 +274,7 @@ impl Job {
     pub(crate) fn toml(&self, url: &str, more: &str) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         format!(
-            "collection = {}\ncandidates = {}\nledger = {}\nprompt = {}\n\
+            "collection = {}\ncandidates = {}\nledger = {}\nprompt = {}\npreflight = false\n\
              [teacher]\nname = 'scripted'\nmodel = 'scripted'\nendpoints = [{url:?}]\n{more}",
             quoted(self.folder.path()),
             quoted(&self.path("candidates.jsonl")),
