@@ -328,8 +328,12 @@ fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {
             child.kill().unwrap();
         }
         child.wait().unwrap();
-        // What the killed process had sent may still arrive.
-        std::thread::sleep(Duration::from_millis(20));
+        // What the killed process had sent may still arrive, and is a call of this round.
+        let mut arrived = usize::MAX;
+        while arrived != teacher.count() {
+            arrived = teacher.count();
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let now = answers("killed.sqlite");
         for (key, answer) in &before {
             assert_eq!(
