@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_data::collection::Collection;
 use retort_data::label_set;
-use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
+use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, HostBert, PairTokenizer, length_buckets};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -365,37 +365,19 @@ impl StepContext<'_> {
         device: &Device,
     ) -> Result<(CrossEncoder, StepReport)> {
         let started = Instant::now();
-        // Dropout draws from one generator: in which order, two threads would leave to chance.
-        let threads = if self.settings.model.dropout > 0.0 {
-            1
-        } else {
-            retort_model::parallelism(device)
-        };
         let whole = Shard::of(&step.groups, self.dataset);
-        let shards: Vec<Shard> = step
-            .shards(threads)
-            .into_iter()
-            .map(|groups| Shard::of(groups, self.dataset))
-            .collect();
-        let parts = retort_model::parallel_map(&shards, threads, |shard| {
-            self.backward(&student.fork(), shard, &whole, device)
-        });
-        let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, None::<NamedGradients>);
-        for part in parts {
-            let part = part?;
-            loss += part.loss;
-            computed_tokens += part.computed_tokens;
-            gradients = Some(match gradients {
-                None => part.gradients,
-                Some(sum) => sum.plus(part.gradients),
-            });
-        }
+        let part = match HostBert::of(&student) {
+            Some(host) => self.on_host(&host, &whole, device),
+            None => self.on_device(&student, step, &whole, device),
+        }?;
+        let Part {
+            loss,
+            computed_tokens,
+            gradients,
+        } = part;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
-        let Some(gradients) = gradients else {
-            return Err(self.not_finite("loss", loss, step));
-        };
         let (student, norm) = optimizer.step(student, gradients, learning_rate);
         if !norm.is_finite() {
             return Err(self.not_finite("gradient norm", norm, step));
@@ -412,6 +394,71 @@ impl StepContext<'_> {
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
         Ok((student, report))
+    }
+
+    /// On the CPU, where the model has a backward pass of its own.
+    fn on_host(&self, host: &HostBert, whole: &Shard, device: &Device) -> Result<Part> {
+        let inputs: Vec<&Encoded> = whole
+            .examples
+            .iter()
+            .map(|example| &self.dataset.pairs[*example])
+            .collect();
+        let threads = retort_model::parallelism(device);
+        let pass = host.forward(&inputs, threads, self.settings.schedule.tokens_per_pass);
+        let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
+        let (targets, groups) = (&whole.targets, &whole.groups);
+        let bce_weight = self.settings.loss.bce_weight;
+        let loss = loss::margin_mse_with_bce(scores.clone(), targets, groups, bce_weight);
+        let value = number(loss.clone())?;
+        let gradients = loss.backward();
+        let slopes = match scores.grad(&gradients) {
+            Some(slopes) => numbers(slopes)?,
+            // A loss that no score moves.
+            None => vec![0.0; inputs.len()],
+        };
+        let gradients = host.backward(&pass, &slopes);
+        Ok(Part {
+            loss: value,
+            computed_tokens: inputs.iter().map(|input| input.len()).sum(),
+            gradients: NamedGradients::of_host(gradients, &device.clone().without_autodiff()),
+        })
+    }
+
+    /// Where Burn's graph of operations computes: in shards side by side where that pays.
+    fn on_device(
+        &self,
+        student: &CrossEncoder,
+        step: &Step,
+        whole: &Shard,
+        device: &Device,
+    ) -> Result<Part> {
+        // Dropout draws from one generator: in which order, two threads would leave to chance.
+        let threads = if self.settings.model.dropout > 0.0 {
+            1
+        } else {
+            retort_model::parallelism(device)
+        };
+        let shards: Vec<Shard> = step
+            .shards(threads)
+            .into_iter()
+            .map(|groups| Shard::of(groups, self.dataset))
+            .collect();
+        let parts = retort_model::parallel_map(&shards, threads, |shard| {
+            self.backward(&student.fork(), shard, whole, device)
+        });
+        let mut sum = None::<Part>;
+        for part in parts {
+            let part = part?;
+            sum = Some(match sum {
+                None => part,
+                Some(sum) => Part {
+                    loss: sum.loss + part.loss,
+                    computed_tokens: sum.computed_tokens + part.computed_tokens,
+                    gradients: sum.gradients.plus(part.gradients),
+                },
+            });
+        }
+        sum.ok_or_else(|| self.not_finite("loss", f64::NAN, step))
     }
 
     fn backward(
@@ -448,13 +495,10 @@ impl StepContext<'_> {
             loss::compared_groups(&whole.targets, &whole.groups),
             self.settings.loss.bce_weight * of_step,
         );
-        let value = loss
-            .clone()
-            .try_into_vec_as::<f32>()
-            .map_err(|error| Error::Model(retort_model::Error::from(error)))?;
+        let value = number(loss.clone())?;
         let gradients = NamedGradients::of(student, &loss.backward());
         Ok(Part {
-            loss: f64::from(value[0]),
+            loss: value,
             computed_tokens,
             gradients,
         })
@@ -472,6 +516,16 @@ impl StepContext<'_> {
             queries: queries.trim_end().to_owned(),
         }
     }
+}
+
+fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>> {
+    tensor
+        .try_into_vec_as()
+        .map_err(|error| Error::Model(retort_model::Error::from(error)))
+}
+
+fn number(tensor: Tensor<1>) -> Result<f64> {
+    Ok(numbers(tensor)?.first().copied().map_or(f64::NAN, f64::from))
 }
 
 /// Some groups of a step.
