@@ -10,7 +10,7 @@
 
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,14 +23,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::dialect::{self, Problem, Request, Texts};
-use crate::job::{LabelSettings, OnChange, Teacher};
-use crate::ledger::{Attempt, Batch, Entry, Ledger, Outcome, Reader, Record, Spent, now};
+use crate::job::{LabelSettings, Teacher};
+use crate::ledger::{Attempt, Batch, Entry, Key, Ledger, Outcome, Reader, Record, Spent, now};
 use crate::limits::{Bucket, Pass};
 use crate::money::{Amount, Budget, Held, Usage};
 use crate::prepare::prepare;
 use crate::questions::{Asked, Questions};
 use crate::replica::{NoReply, Replica, Reply};
 use crate::retry::{self, LONGEST_PAUSE};
+use crate::shard::Whole;
 use crate::{Error, Result};
 use writer::Writer;
 
@@ -52,6 +53,8 @@ pub struct Collected {
     pub known: usize,
     /// Of them, those that had ended without one before and were not asked again.
     pub given_up: usize,
+    /// Of them, those that are in batches which have not come back.
+    pub pending: usize,
     /// Questions asked now, by how they ended.
     pub ended: BTreeMap<Outcome, usize>,
     /// What the ledger came to, all its runs together.
@@ -82,6 +85,8 @@ pub struct Plan {
     pub known: usize,
     /// Of them, those that had ended without one before and are not asked again.
     pub given_up: usize,
+    /// Of them, those that are in batches which have not come back.
+    pub pending: usize,
     /// Questions that would be asked.
     pub to_ask: usize,
     /// Tokens that they can't pass.
@@ -116,14 +121,20 @@ pub(crate) fn plan_of(
     } else {
         None
     };
-    questions.choose(again, |key| match &ledger {
-        Some(ledger) => ledger.find(key),
-        None => Ok(None),
+    let whole = Whole::of(settings)?;
+    let out = match &ledger {
+        Some(ledger) => ledger.in_batches()?,
+        None => HashSet::new(),
+    };
+    questions.choose(again, &out, |key| match &ledger {
+        Some(ledger) => whole.or_known(key, ledger.find(key)?),
+        None => whole.or_known(key, None),
     })?;
     let mut plan = Plan {
         questions: questions.all,
         known: questions.known,
         given_up: questions.given_up,
+        pending: questions.pending,
         to_ask: questions.asked.len(),
         most_tokens: 0,
         most_micros: 0,
@@ -171,20 +182,14 @@ pub(crate) async fn ask(
     prepare(&mut teacher, settings.teacher.retries).await?;
     let mut ledger = Ledger::open(&settings.ledger)?;
     let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-    let aliases = questions.choose(again, |key| ledger.find(key))?;
+    let whole = Whole::of(settings)?;
+    let find = |key: &Key| whole.or_known(key, ledger.find(key)?);
+    let aliases = questions.choose(again, &ledger.in_batches()?, find)?;
     ledger.add_aliases(&aliases)?;
     let total = questions.asked.len();
-    let mut collected = Collected {
-        questions: questions.all,
-        known: questions.known,
-        given_up: questions.given_up,
-        ended: BTreeMap::new(),
-        spent: ledger.spent()?,
-    };
-    let spent = Amount {
-        micros: collected.spent.micros,
-        tokens: collected.spent.tokens,
-    };
+    let mut collected = questions.before(ledger.spent()?);
+    // Batches that are out count at their worst.
+    let spent = collected.spent.amount().plus(ledger.set_aside()?);
     let model = ledger.last_model(recipe)?;
     let (writer, written) = Writer::start(ledger)?;
     let (stopping, stopped) = watch::channel(false);
@@ -278,23 +283,33 @@ pub(crate) async fn ask(
         ledger.close()?;
     }
     end?;
-    match last_problem {
-        None => Ok(collected),
-        Some((outcome, problem)) => {
-            let passing = collected.ended.keys().any(|outcome| outcome.is_passing());
-            Err(Error::Unlabelled {
-                failed: progress.failed,
-                asked: total,
-                outcome,
-                problem,
-                hint: if passing {
-                    "run the same command again to ask those that failed"
-                } else {
-                    "--again asks them once more"
-                },
-                passing,
-            })
-        }
+    collected.unless_unlabelled(last_problem)
+}
+
+impl Collected {
+    /// What a job that came to its end did; an error if questions ended without an answer, the
+    /// last of them in this way, or are still out.
+    pub(crate) fn unless_unlabelled(self, last: Option<(Outcome, String)>) -> Result<Self> {
+        let Some((outcome, problem)) = last else {
+            return match self.pending {
+                0 => Ok(self),
+                questions => Err(Error::Pending { questions }),
+            };
+        };
+        let asked: usize = self.ended.values().sum();
+        let passing = self.ended.keys().any(|outcome| outcome.is_passing());
+        Err(Error::Unlabelled {
+            failed: asked - self.ended.get(&Outcome::Ok).unwrap_or(&0),
+            asked,
+            outcome,
+            problem,
+            hint: if passing {
+                "run the same command again to ask those that failed"
+            } else {
+                "--again asks them once more"
+            },
+            passing,
+        })
     }
 }
 
@@ -591,17 +606,7 @@ impl Job {
             match self.budget.reserve(worst) {
                 Ok(reserved) => break reserved,
                 Err(Held::ForNow) => unless(stopped, settled).await?,
-                Err(Held::ForGood) => {
-                    let spent = self.budget.spent();
-                    let (money, tokens) = (spent.micros as f64 / 1e6, spent.tokens);
-                    let spent = format!(
-                        "{money:.6} in money and {tokens} tokens are spent, and the next request \
-                         could take {:.6} and {}",
-                        worst.micros as f64 / 1e6,
-                        worst.tokens
-                    );
-                    return Err(Halt::Because(Error::Budget { spent }));
-                }
+                Err(Held::ForGood) => return Err(Halt::Because(self.budget.used_up(worst))),
             }
         };
         let reservation = Reservation {
@@ -624,17 +629,7 @@ impl Job {
 
     fn worst_case(&self, request: &Request) -> Amount {
         let factor = *self.factor.lock().unwrap_or_else(PoisonError::into_inner);
-        let worst = worst_case(request, &self.settings);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a product of positive numbers far below 2^53"
-        )]
-        let times = |amount: u64| (amount as f64 * factor).ceil() as u64;
-        Amount {
-            micros: times(worst.micros),
-            tokens: times(worst.tokens),
-        }
+        worst_case(request, &self.settings).times(factor)
     }
 
     /// Sends a request once.
@@ -729,14 +724,8 @@ impl Job {
         }
     }
 
-    fn usage(&self, (input, output): (u64, u64), cached: u64, estimated: bool) -> Usage {
-        Usage {
-            input_tokens: input,
-            cached_tokens: cached,
-            output_tokens: output,
-            micros: self.settings.teacher.price.micros(input, cached, output),
-            estimated,
-        }
+    fn usage(&self, tokens: (u64, u64), cached: u64, estimated: bool) -> Usage {
+        (self.settings.teacher.price).usage(tokens, cached, estimated)
     }
 
     /// A teacher that bills more than it can have been sent (it thinks, or counts otherwise) is
@@ -770,23 +759,7 @@ impl Job {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(model.to_owned());
-        let Some(before) = before.filter(|before| before != model) else {
-            return Ok(());
-        };
-        let problem = format!("it calls its model {model:?} now, and {before:?} before");
-        match self.settings.teacher.on_model_change {
-            OnChange::Warn => {
-                tracing::warn!("{problem}");
-                Ok(())
-            }
-            OnChange::Stop => Err(Halt::Because(Error::Teacher {
-                url: self.settings.teacher.endpoints.join(", "),
-                problem: format!(
-                    "{problem}: name one exact model in [teacher] model, or run again to go on \
-                     with this one"
-                ),
-            })),
-        }
+        Ok((self.settings.teacher).note_model(before.as_deref(), model)?)
     }
 
     /// Counts questions that ended in vain.
@@ -844,7 +817,7 @@ impl Drop for Reservation<'_> {
 }
 
 /// What a request can't cost more than, by the prices in the settings.
-fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
+pub(crate) fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
     let (read, written) = request.most_tokens;
     Amount {
         micros: settings.teacher.price.micros(read, 0, written),

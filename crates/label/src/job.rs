@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::batch::BatchSettings;
 use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
@@ -17,6 +18,7 @@ use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
+use crate::shard::Part;
 use crate::{Error, Result, treatment};
 
 /// A labelling job (`configs/label.toml`).
@@ -41,6 +43,9 @@ pub struct LabelSettings {
     /// Send nothing to a host that is not this machine or on a private network.
     #[serde(default)]
     pub local_only: bool,
+    /// The part of the job that this process does.
+    #[serde(skip)]
+    pub part: Option<Part>,
     /// How long requests in flight may take to end once the job is told to stop.
     #[serde(default = "half_a_minute")]
     pub drain_seconds: u64,
@@ -49,6 +54,15 @@ pub struct LabelSettings {
     /// What the ledger may come to.
     #[serde(default)]
     pub budget: BudgetSettings,
+}
+
+impl LabelSettings {
+    /// This job's settings at the prices of batches.
+    #[must_use]
+    pub fn at_batch_price(mut self) -> Self {
+        self.teacher.price = self.teacher.price.in_batches();
+        self
+    }
 }
 
 /// How to reach a teacher (`[teacher]`).
@@ -122,6 +136,32 @@ pub struct TeacherSettings {
     /// What it charges.
     #[serde(default)]
     pub price: Price,
+    /// How it is sent batches.
+    #[serde(default)]
+    pub batch: BatchSettings,
+}
+
+impl TeacherSettings {
+    /// Says so where the teacher calls its model otherwise than before, or stops the job.
+    pub(crate) fn note_model(&self, before: Option<&str>, now: &str) -> Result<()> {
+        let Some(before) = before.filter(|before| *before != now) else {
+            return Ok(());
+        };
+        let problem = format!("it calls its model {now:?} now, and {before:?} before");
+        match self.on_model_change {
+            OnChange::Warn => {
+                tracing::warn!("{problem}");
+                Ok(())
+            }
+            OnChange::Stop => Err(Error::Teacher {
+                url: self.endpoints.join(", "),
+                problem: format!(
+                    "{problem}: name one exact model in [teacher] model, or run again to go on \
+                     with this one"
+                ),
+            }),
+        }
+    }
 }
 
 /// The wire formats.

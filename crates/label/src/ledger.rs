@@ -5,22 +5,26 @@
 //! twice, and adding a document costs that document. A question that got no judgement is on record
 //! too, as what it was: refused, filtered, truncated, unparsable, failed; none of them is a label.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::fs::{File, TryLockError};
+mod batches;
+mod entry;
+mod reader;
+mod schema;
+
+use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use fs_err as fs;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
-use serde::Serialize;
+use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use crate::money::Usage;
-use crate::prompt::NONCE_DIGITS;
 use crate::{Error, Result};
+pub use batches::OpenBatch;
+pub(crate) use batches::{Posed, open_batches};
+pub use entry::{Attempt, Batch, Entry, Found, Key, Outcome, Record, Spent};
+pub(crate) use reader::Sourced;
+pub use reader::{Reader, RecipeStatus};
+pub(crate) use schema::connect;
 
 /// A ledger, open for one writer.
 pub struct Ledger {
@@ -33,205 +37,6 @@ pub struct Ledger {
     _lock: File,
 }
 
-/// What identifies a judgement: SHA-256 over its recipe, sample number and texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(pub [u8; 32]);
-
-impl Key {
-    /// The key of a question about documents in an order, asked for the `sample`th time.
-    pub fn new(recipe: &[u8; 32], sample: u32, query: &str, documents: &[&str]) -> Self {
-        let mut hasher = Sha256::new();
-        hasher.update(b"retort.judgement.v1");
-        hasher.update(recipe);
-        hasher.update(sample.to_le_bytes());
-        for text in std::iter::once(&query).chain(documents) {
-            // The lengths keep ("ab", "c") apart from ("a", "bc").
-            hasher.update((text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        }
-        Self(hasher.finalize().into())
-    }
-
-    /// The key's first digits, for a prompt to mark the bounds of the texts with.
-    pub(crate) fn nonce(&self) -> String {
-        retort_files::hex(&self.0[..NONCE_DIGITS / 2])
-    }
-
-    /// A number from 0 to 1 that differs from key to key and from turn to turn.
-    pub(crate) fn jitter(&self, turn: u32) -> f64 {
-        f64::from(self.0[turn as usize % self.0.len()]) / 255.0
-    }
-}
-
-/// How a question ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// With a judgement.
-    Ok,
-    /// The teacher declined.
-    Refused,
-    /// A content filter stood in the way.
-    Filtered,
-    /// The texts are longer than the teacher reads.
-    Truncated,
-    /// Replies came, but none that could be read.
-    Unparsable,
-    /// No reply came, however often it was asked.
-    Failed,
-}
-
-impl Outcome {
-    /// All of them, in the order of reports.
-    pub const ALL: [Self; 6] = [
-        Self::Ok,
-        Self::Refused,
-        Self::Filtered,
-        Self::Truncated,
-        Self::Unparsable,
-        Self::Failed,
-    ];
-
-    /// Whether asking again might end otherwise: the network's fault, not the texts'.
-    pub fn is_passing(self) -> bool {
-        matches!(self, Self::Failed)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Refused => "refused",
-            Self::Filtered => "filtered",
-            Self::Truncated => "truncated",
-            Self::Unparsable => "unparsable",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Outcome {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|outcome| outcome.name() == name)
-            .ok_or_else(|| format!("unknown outcome {name:?}"))
-    }
-}
-
-/// One row of the ledger.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
-    /// What identifies it.
-    pub key: Key,
-    /// The query.
-    pub query_id: String,
-    /// The documents, in the order they were shown.
-    pub document_ids: Vec<String>,
-    /// Which of several questions about the same texts.
-    pub sample: u32,
-    /// For each document the digest of its text and the query's as the collection has them, a space
-    /// between them.
-    pub text: String,
-    /// How it ended: an answer, or why there is none.
-    pub ended: Result<Value, (Outcome, String)>,
-    /// When, RFC 3339.
-    pub at: String,
-}
-
-impl Entry {
-    /// How it ended, as a word.
-    pub fn outcome(&self) -> Outcome {
-        match &self.ended {
-            Ok(_) => Outcome::Ok,
-            Err((outcome, _)) => *outcome,
-        }
-    }
-}
-
-/// What the ledger has under a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// How the question ended.
-    pub outcome: Outcome,
-    query_id: String,
-    /// A JSON array.
-    document_ids: String,
-}
-
-impl Found {
-    /// Whether it was asked about this pair, and not about another with the same texts.
-    pub fn is_of(&self, query_id: &str, document_ids: &[String]) -> bool {
-        self.query_id == query_id && self.document_ids == json_array(document_ids)
-    }
-}
-
-/// Entries that came of one request, and its reply.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The recipe they were asked by.
-    pub recipe: i64,
-    /// The model, as the reply names it.
-    pub model: Option<String>,
-    /// The entries.
-    pub entries: Vec<Entry>,
-    /// The reply's body, if one came.
-    pub reply: Option<String>,
-    /// The server's name for the request.
-    pub request_id: Option<String>,
-}
-
-/// One HTTP request.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// When, RFC 3339.
-    pub at: String,
-    /// Whom it went to: scheme, host and path.
-    pub endpoint: String,
-    /// The HTTP status, if a reply came.
-    pub status: Option<u16>,
-    /// What went wrong, if anything did.
-    pub problem: Option<String>,
-    /// How long it took.
-    pub latency_ms: u64,
-    /// What it used and cost.
-    pub usage: Usage,
-}
-
-/// What the ledger's writer is told.
-#[derive(Clone, Debug)]
-pub enum Record {
-    /// A request was sent.
-    Attempt(Attempt),
-    /// Questions ended.
-    Batch(Batch),
-}
-
-/// What all requests used and cost, those of killed runs at their worst.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Spent {
-    /// Requests sent.
-    pub requests: u64,
-    /// Tokens in and out.
-    pub tokens: u64,
-    /// Millionths of the currency.
-    pub micros: u64,
-}
-
-/// The version of the schema that this program writes.
-const VERSION: i64 = 1;
-/// "Reto", so that `file` and others can tell.
-const APPLICATION: i64 = 0x5265_746f;
-/// SQLite before it may corrupt a write-ahead log that is reset under a reader.
-const LEAST_SQLITE: i32 = 3_053_000;
-
 impl Ledger {
     /// Opens a ledger for writing, or makes one, and books what a killed run left in flight.
     ///
@@ -239,28 +44,16 @@ impl Ledger {
     /// [`Error::Locked`] while another process has it open for writing; a file that is not a
     /// ledger, or one of a newer version; an I/O error.
     pub fn open(path: &Path) -> Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let lock = lock(path)?;
-        let mut db = Connection::open(path).map_err(|error| Error::ledger(path, error))?;
-        let prepared = prepare(&mut db, path)?;
-        let now = now();
-        let run = (|| {
-            if prepared {
-                book_killed_runs(&db)?;
-            }
-            db.execute(
-                "INSERT INTO run (began_at, version) VALUES (?1, ?2)",
-                params![now, env!("CARGO_PKG_VERSION")],
-            )?;
-            Ok(db.last_insert_rowid())
-        })()
+        let (db, lock) = connect(path)?;
+        db.execute(
+            "INSERT INTO run (identity, began_at, version) VALUES (randomblob(16), ?1, ?2)",
+            params![now(), env!("CARGO_PKG_VERSION")],
+        )
         .map_err(|error| Error::ledger(path, error))?;
         Ok(Self {
+            run: db.last_insert_rowid(),
             db,
             path: path.to_owned(),
-            run,
             epochs: HashMap::new(),
             _lock: lock,
         })
@@ -287,8 +80,7 @@ impl Ledger {
     /// # Errors
     /// An I/O error.
     pub fn last_model(&self, recipe: i64) -> Result<Option<String>> {
-        let last =
-            last_epoch(&self.db, recipe).map_err(|error| Error::ledger(&self.path, error))?;
+        let last = self.read_sql(|db| last_epoch(db, recipe))?;
         Ok(last.map(|(_, model)| model))
     }
 
@@ -316,6 +108,15 @@ impl Ledger {
     /// # Errors
     /// An I/O error; nothing of `records` is kept then.
     pub fn commit(&mut self, records: &[Record]) -> Result<()> {
+        self.commit_with(records, |_| Ok(()))
+    }
+
+    /// [`Self::commit`], with more in the same transaction.
+    fn commit_with(
+        &mut self,
+        records: &[Record],
+        more: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<()> {
         let Self {
             db, run, epochs, ..
         } = self;
@@ -330,6 +131,7 @@ impl Ledger {
                     }
                 }
             }
+            more(&transaction)?;
             transaction.commit()
         })();
         if committed.is_err() {
@@ -375,7 +177,7 @@ impl Ledger {
     /// # Errors
     /// An I/O error.
     pub fn spent(&self) -> Result<Spent> {
-        spent(&self.db).map_err(|error| Error::ledger(&self.path, error))
+        self.read_sql(spent)
     }
 
     /// Ends the run: nothing is in flight any more.
@@ -399,152 +201,9 @@ impl Ledger {
     ) -> Result<T> {
         run(&mut self.db).map_err(|error| Error::ledger(&self.path, error))
     }
-}
 
-/// A ledger to look into; a writer may go on beside it.
-pub struct Reader {
-    db: Connection,
-    path: PathBuf,
-}
-
-/// A recipe and what came of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct RecipeStatus {
-    /// Its number in the ledger.
-    pub id: i64,
-    /// The first 16 digits of its digest.
-    pub digest: String,
-    /// What it says.
-    pub spec: Value,
-    /// Entries by how they ended.
-    pub outcomes: BTreeMap<Outcome, u64>,
-    /// The models that answered, as they named themselves.
-    pub models: Vec<String>,
-}
-
-impl Reader {
-    /// Opens a ledger to read.
-    ///
-    /// # Errors
-    /// A file that is missing, no ledger, or of another version.
-    pub fn open(path: &Path) -> Result<Self> {
-        // SQLite's own message for a missing file does not say which.
-        fs::metadata(path)?;
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map_err(|error| Error::ledger(path, error))?;
-        check_version(&db, path)?;
-        Ok(Self {
-            db,
-            path: path.to_owned(),
-        })
-    }
-
-    /// The file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The recipes and how their questions ended.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn recipes(&self) -> Result<Vec<RecipeStatus>> {
-        self.sql(|db| {
-            let mut recipes = Vec::new();
-            let mut select = db.prepare("SELECT id, digest, spec FROM recipe ORDER BY id")?;
-            let mut rows = select.query([])?;
-            while let Some(row) = rows.next()? {
-                let (id, digest, spec): (i64, [u8; 32], String) =
-                    (row.get(0)?, row.get(1)?, row.get(2)?);
-                let mut outcomes = BTreeMap::new();
-                let mut counts = db.prepare_cached(
-                    "SELECT outcome, count(*) FROM judgement WHERE recipe = ?1 GROUP BY outcome",
-                )?;
-                let mut counted = counts.query([id])?;
-                while let Some(row) = counted.next()? {
-                    if let Ok(outcome) = row.get::<_, String>(0)?.parse() {
-                        outcomes.insert(outcome, row.get(1)?);
-                    }
-                }
-                let mut models = db.prepare_cached(
-                    "SELECT DISTINCT model FROM epoch WHERE recipe = ?1 ORDER BY id",
-                )?;
-                let models = models
-                    .query_map([id], |row| row.get(0))?
-                    .collect::<rusqlite::Result<_>>()?;
-                recipes.push(RecipeStatus {
-                    id,
-                    digest: retort_files::hex(&digest[..8]),
-                    spec: serde_json::from_str(&spec).unwrap_or(Value::Null),
-                    outcomes,
-                    models,
-                });
-            }
-            Ok(recipes)
-        })
-    }
-
-    /// Hands over the judgements of a recipe that ended well, ordered by query, documents and the
-    /// time they came.
-    ///
-    /// # Errors
-    /// An I/O error, or what `consume` returns.
-    pub fn judgements<T>(
-        &self,
-        recipe: i64,
-        consume: impl FnOnce(&mut dyn Iterator<Item = Result<Entry>>) -> Result<T>,
-    ) -> Result<T> {
-        let sql = "SELECT key, query_id, document_ids, sample, text, answer, at, rowid \
-                   FROM judgement WHERE recipe = ?1 AND outcome = 'ok' \
-                   UNION ALL \
-                   SELECT key, alias.query_id, alias.document_ids, sample, text, answer, at, \
-                   judgement.rowid FROM alias JOIN judgement USING (key) \
-                   WHERE recipe = ?1 AND outcome = 'ok' \
-                   ORDER BY 2, 3, 8";
-        let broken = |error| Error::ledger(&self.path, error);
-        let mut select = self.db.prepare(sql).map_err(broken)?;
-        let rows = select
-            .query_map([recipe], |row| {
-                let json = |index| {
-                    let text: String = row.get(index)?;
-                    serde_json::from_str(&text).map_err(|error| {
-                        rusqlite::Error::FromSqlConversionFailure(index, Type::Text, error.into())
-                    })
-                };
-                let document_ids: Value = json(2)?;
-                let ids = document_ids.as_array().into_iter().flatten();
-                Ok(Entry {
-                    key: Key(row.get(0)?),
-                    query_id: row.get(1)?,
-                    document_ids: ids.filter_map(|id| Some(id.as_str()?.to_owned())).collect(),
-                    sample: row.get(3)?,
-                    text: row.get(4)?,
-                    ended: Ok(json(5)?),
-                    at: row.get(6)?,
-                })
-            })
-            .map_err(broken)?;
-        consume(&mut rows.map(|row| row.map_err(broken)))
-    }
-
-    /// What the ledger has under a key, if the question was ever asked.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn find(&self, key: &Key) -> Result<Option<Found>> {
-        find(&self.db, &self.path, key)
-    }
-
-    /// What was used and spent so far, in all runs.
-    ///
-    /// # Errors
-    /// An I/O error.
-    pub fn spent(&self) -> Result<Spent> {
-        self.sql(spent)
-    }
-
-    fn sql<T>(&self, run: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        run(&self.db).map_err(|error| Error::ledger(&self.path, error))
+    fn read_sql<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        read(&self.db).map_err(|error| Error::ledger(&self.path, error))
     }
 }
 
@@ -553,105 +212,6 @@ pub(crate) fn now() -> String {
     jiff::Timestamp::now()
         .strftime("%Y-%m-%dT%H:%M:%SZ")
         .to_string()
-}
-
-/// One writer at a time: the second learns who is first.
-fn lock(path: &Path) -> Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let path_of_lock = PathBuf::from(name);
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path_of_lock)?
-        .into_parts()
-        .0;
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0)?;
-            std::io::Write::write_all(&mut &file, std::process::id().to_string().as_bytes())?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => Err(Error::Locked {
-            path: path.to_owned(),
-            by: fs::read_to_string(&path_of_lock).unwrap_or_default(),
-        }),
-        Err(TryLockError::Error(error)) => Err(Error::Io(error)),
-    }
-}
-
-/// Sets a connection up and makes the tables of a new file; whether they were there before.
-fn prepare(db: &mut Connection, path: &Path) -> Result<bool> {
-    let sqlite = rusqlite::version_number();
-    if sqlite < LEAST_SQLITE {
-        return Err(Error::File {
-            path: path.to_owned(),
-            problem: format!("needs SQLite {LEAST_SQLITE} or newer, this is {sqlite}"),
-        });
-    }
-    let broken = |error| Error::ledger(path, error);
-    // Read before anything is written: a file of something else stays as it is.
-    let tables: i64 = db
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(broken)?;
-    if tables > 0 {
-        check_version(db, path)?;
-    }
-    (|| {
-        db.pragma_update(None, "journal_mode", "wal")?;
-        // A commit that was reported survives a power cut.
-        db.pragma_update(None, "synchronous", "full")?;
-        db.pragma_update(None, "foreign_keys", true)?;
-        // Keys are random: the pages they fall on should be at hand. In KiB, negative.
-        db.pragma_update(None, "cache_size", -65_536)?;
-        if tables == 0 {
-            let transaction = db.transaction()?;
-            transaction.execute_batch(include_str!("schema.sql"))?;
-            transaction.pragma_update(None, "application_id", APPLICATION)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            transaction.commit()?;
-        }
-        Ok(tables > 0)
-    })()
-    .map_err(broken)
-}
-
-fn check_version(db: &Connection, path: &Path) -> Result<()> {
-    let pragma = |name: &str| -> Result<i64> {
-        db.pragma_query_value(None, name, |row| row.get(0))
-            .map_err(|error| Error::ledger(path, error))
-    };
-    let problem = match (pragma("application_id")?, pragma("user_version")?) {
-        (APPLICATION, VERSION) => return Ok(()),
-        (APPLICATION, newer) => {
-            format!("is a ledger of version {newer}, this program reads version {VERSION}")
-        }
-        _ => "is an SQLite file, but no ledger of judgements: name another file".to_owned(),
-    };
-    Err(Error::File {
-        path: path.to_owned(),
-        problem,
-    })
-}
-
-/// What a killed run may have had in flight counts as spent.
-fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT INTO attempt (run, at, endpoint, problem, latency_ms, input_tokens, cached_tokens, \
-         output_tokens, micros, estimated) \
-         SELECT id, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, \
-         at_risk_tokens, 0, 0, at_risk_micros, 1 \
-         FROM run WHERE ended_at IS NULL AND (at_risk_micros > 0 OR at_risk_tokens > 0)",
-        [now()],
-    )?;
-    db.execute(
-        "UPDATE run SET ended_at = ?1, at_risk_micros = 0, at_risk_tokens = 0 \
-         WHERE ended_at IS NULL",
-        [now()],
-    )?;
-    Ok(())
 }
 
 fn find(db: &Connection, path: &Path, key: &Key) -> Result<Option<Found>> {
@@ -679,7 +239,7 @@ fn json_array(ids: &[String]) -> String {
     Value::from(ids).to_string()
 }
 
-fn spent(db: &Connection) -> rusqlite::Result<Spent> {
+pub(crate) fn spent(db: &Connection) -> rusqlite::Result<Spent> {
     db.query_row(
         "SELECT count(*), coalesce(sum(input_tokens + output_tokens), 0), \
          coalesce(sum(micros), 0) FROM attempt",
@@ -697,9 +257,10 @@ fn spent(db: &Connection) -> rusqlite::Result<Spent> {
 fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Result<()> {
     let usage = &attempt.usage;
     let mut insert = db.prepare_cached(
-        "INSERT INTO attempt (run, at, endpoint, status, problem, latency_ms, input_tokens, \
-         cached_tokens, output_tokens, micros, estimated) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        "INSERT INTO attempt (run, number, at, endpoint, status, problem, latency_ms, \
+         input_tokens, cached_tokens, output_tokens, micros, estimated) \
+         VALUES (?1, 1 + (SELECT coalesce(max(number), 0) FROM attempt WHERE run = ?1), \
+         ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     insert.execute(params![
         run,
@@ -806,8 +367,11 @@ fn insert_batch(db: &Connection, batch: &Batch, epoch: Option<i64>) -> rusqlite:
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use fs_err as fs;
     use serde_json::json;
+
+    use super::schema::{APPLICATION, VERSION};
+    use super::*;
 
     fn entry(document: &str, ended: Result<Value, (Outcome, String)>) -> Entry {
         Entry {
@@ -887,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ledger_of_this_version_is_left_alone() {
+    fn what_is_no_ledger_of_a_known_version_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.sqlite");
         let error_of = |text: &str| {
@@ -905,7 +469,7 @@ mod tests {
         other
             .pragma_update(None, "user_version", VERSION + 1)
             .unwrap();
-        error_of("version 2");
+        error_of(&format!("of version {}", VERSION + 1));
         drop(other);
         fs::write(
             &path,
@@ -914,14 +478,5 @@ mod tests {
         .unwrap();
         assert!(Ledger::open(&path).is_err());
         assert!(fs::read_to_string(&path).unwrap().starts_with("text"));
-    }
-
-    #[test]
-    fn a_key_keeps_its_parts_apart() {
-        let key = |query: &str, documents: &[&str]| Key::new(&[1; 32], 0, query, documents);
-        assert_ne!(key("ab", &["c"]), key("a", &["bc"]));
-        assert_ne!(key("a", &["b", "c"]), key("a", &["c", "b"]));
-        assert_ne!(key("a", &["b"]), Key::new(&[2; 32], 0, "a", &["b"]));
-        assert_ne!(key("a", &["b"]), Key::new(&[1; 32], 1, "a", &["b"]));
     }
 }

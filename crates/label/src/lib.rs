@@ -12,13 +12,17 @@
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
 mod audit;
+mod batch;
 mod collect;
 mod dialect;
 mod error;
+mod export;
 mod graph;
 mod gullible;
+mod import;
 mod job;
 mod limits;
+mod merge;
 mod prepare;
 mod prompt;
 mod questions;
@@ -26,6 +30,7 @@ mod replica;
 mod retry;
 mod seal;
 mod secret;
+mod shard;
 mod strength;
 mod treatment;
 
@@ -36,10 +41,15 @@ pub use audit::{
     Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
     Mass, Order, Unlisted, audit,
 };
+pub use batch::{BatchSettings, collect_in_batches};
 pub use collect::{Collected, Plan, Progress, collect, plan};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
+pub use export::{Format, export};
 pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
+pub use import::import;
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
-pub use seal::{PositionBias, Sealed, import, position_bias, seal};
+pub use merge::{Merged, merge};
+pub use seal::{PositionBias, Sealed, position_bias, seal};
 pub use secret::KeySettings;
+pub use shard::{Part, Shard};

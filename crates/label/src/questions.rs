@@ -1,17 +1,18 @@
 //! The questions that a job's candidates make: about each document, about pairs of documents, or
 //! about windows of them, as the prompt is; and which of them have no answer yet.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use retort_data::candidates::{self, Candidate};
 use retort_data::collection::Collection;
 use retort_data::label_set::text_digest;
 
+use crate::collect::Collected;
 use crate::dialect::Texts;
 use crate::graph;
 use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{Found, Key, Outcome};
+use crate::ledger::{Found, Key, Outcome, Spent};
 use crate::prompt::Kind;
 use crate::treatment::treated;
 use crate::{Error, Result};
@@ -28,6 +29,8 @@ pub(crate) struct Questions {
     pub(crate) all: usize,
     pub(crate) known: usize,
     pub(crate) given_up: usize,
+    /// Those that are in batches.
+    pub(crate) pending: usize,
 }
 
 /// A question on its way.
@@ -42,10 +45,18 @@ pub(crate) struct Asked {
 }
 
 impl Questions {
-    /// Reads the pairs and makes the questions; which of them to ask is still to be chosen.
+    /// Reads the pairs, those of this part of the job, and makes the questions; which of them to
+    /// ask is still to be chosen.
     pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
         let collection = Collection::read(&settings.collection)?;
-        let candidates = candidates::read(&settings.candidates)?;
+        let mut candidates = Vec::new();
+        for candidate in candidates::read(&settings.candidates)? {
+            let query = collection.query(&candidate.query_id, &settings.candidates)?;
+            let part = settings.part.as_ref();
+            if part.is_none_or(|part| part.shard.has(&query.text)) {
+                candidates.push(candidate);
+            }
+        }
         Self::of_pairs(collection, candidates, settings, teacher)
     }
 
@@ -72,16 +83,20 @@ impl Questions {
             asked: Vec::new(),
             known: 0,
             given_up: 0,
+            pending: 0,
         })
     }
 
-    /// Chooses the questions to ask: those that have not ended yet, each text once. Returns the
-    /// questions that share the texts of another.
+    /// Chooses the questions to ask: those that have not ended yet and are not `out` in batches,
+    /// each text once. Returns the questions that share the texts of another.
     pub(crate) fn choose(
         &mut self,
         again: bool,
+        out: &HashSet<Key>,
         find: impl Fn(&Key) -> Result<Option<Found>>,
     ) -> Result<Vec<(Key, String, Vec<String>)>> {
+        (self.known, self.given_up, self.pending) = (0, 0, 0);
+        self.asked.clear();
         let mut chosen = HashSet::new();
         let mut aliases = Vec::new();
         for place in 0..self.made.questions.len() {
@@ -93,6 +108,7 @@ impl Questions {
                 None => chosen.contains(&asked.key),
             };
             match found.map(|found| found.outcome) {
+                _ if out.contains(&asked.key) => self.pending += 1,
                 Some(Outcome::Ok) => self.known += 1,
                 Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
                 _ if chosen.insert(asked.key) => self.asked.push(place),
@@ -103,6 +119,18 @@ impl Questions {
             }
         }
         Ok(aliases)
+    }
+
+    /// What a job comes upon that has these questions.
+    pub(crate) fn before(&self, spent: Spent) -> Collected {
+        Collected {
+            questions: self.all,
+            known: self.known,
+            given_up: self.given_up,
+            pending: self.pending,
+            ended: BTreeMap::new(),
+            spent,
+        }
     }
 
     /// One of the questions to ask.

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{HeaderName, HeaderValue};
-use reqwest::{Client, Url, redirect};
+use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -15,6 +15,9 @@ use crate::{Error, Result};
 
 /// The most that a reply may hold: a grade with its log-probabilities takes a few kilobytes.
 const MOST_BYTES: usize = 8 << 20;
+/// The most that a file of replies may hold, and how long it may take.
+const MOST_BYTES_OF_A_FILE: usize = 1 << 30;
+const TIMEOUT_OF_A_FILE: Duration = Duration::from_mins(15);
 
 /// A reply, whatever its status.
 pub(crate) struct Reply {
@@ -81,6 +84,44 @@ impl Replica {
 
     /// Posts a body and reads the whole reply.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Reply, NoReply> {
+        let request = self.client.post(self.url(path)?).json(body);
+        self.send(request, MOST_BYTES).await
+    }
+
+    /// Posts bytes that may be many.
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<Reply, NoReply> {
+        let request = self.client.post(self.url(path)?).body(body);
+        let request = request.header(CONTENT_TYPE, content_type);
+        self.send(request.timeout(TIMEOUT_OF_A_FILE), MOST_BYTES)
+            .await
+    }
+
+    /// Gets what is at a path.
+    pub(crate) async fn get(&self, path: &str) -> Result<Reply, NoReply> {
+        self.send(self.client.get(self.url(path)?), MOST_BYTES)
+            .await
+    }
+
+    /// Gets a file, which may be large.
+    pub(crate) async fn download(&self, path: &str) -> Result<Reply, NoReply> {
+        let request = self.client.get(self.url(path)?);
+        self.send(request.timeout(TIMEOUT_OF_A_FILE), MOST_BYTES_OF_A_FILE)
+            .await
+    }
+
+    fn url(&self, path: &str) -> Result<Url, NoReply> {
+        match path {
+            "" => Ok(self.base.clone()),
+            path => (self.base.join(path)).map_err(|error| NoReply::NotSent(error.to_string())),
+        }
+    }
+
+    async fn send(&self, mut request: RequestBuilder, most_bytes: usize) -> Result<Reply, NoReply> {
         let lost = |error: reqwest::Error| {
             let problem = describe(&error);
             if error.is_connect() {
@@ -89,14 +130,6 @@ impl Replica {
                 NoReply::Lost(problem)
             }
         };
-        let url = match path {
-            "" => self.base.clone(),
-            path => self
-                .base
-                .join(path)
-                .map_err(|error| NoReply::NotSent(error.to_string()))?,
-        };
-        let mut request = self.client.post(url).json(body);
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -109,7 +142,7 @@ impl Replica {
         let status = response.status().as_u16();
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if bytes.len() + chunk.len() > MOST_BYTES {
+            if bytes.len() + chunk.len() > most_bytes {
                 return Err(NoReply::TooLong);
             }
             bytes.extend_from_slice(&chunk);

@@ -1,4 +1,5 @@
--- The ledger of judgements, version 1. One file a project; any SQLite reads it.
+-- The ledger of judgements, version 1. One file a project; any SQLite reads it. Further versions are
+-- the files beside this one, each what it changes; a ledger goes through all of them.
 
 -- What determines a judgement besides the texts: model, prompt, sampling. Its digest is in every key.
 CREATE TABLE recipe (
