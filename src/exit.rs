@@ -64,10 +64,11 @@ fn of_label(error: &LabelError) -> u8 {
     match error {
         LabelError::Io(error) => of_io(error),
         LabelError::Data(error) => of_data(error),
-        LabelError::File { .. } => BAD_DATA,
+        LabelError::File { .. } | LabelError::Conflict { .. } => BAD_DATA,
         LabelError::Ledger { .. } => IO,
         LabelError::Locked { .. }
         | LabelError::Gone { .. }
+        | LabelError::Pending { .. }
         | LabelError::Unlabelled { passing: true, .. } => TRANSIENT,
         LabelError::Setting(_) | LabelError::Preflight { .. } => CONFIGURATION,
         LabelError::Authentication { .. } => AUTHENTICATION,

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
 use retort_data::settings;
-use retort_label::{Collected, LabelSettings, Plan, Progress};
+use retort_label::{Collected, LabelSettings, Plan, Progress, Shard};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -27,6 +27,22 @@ pub(crate) struct Arguments {
     #[arg(long)]
     again: bool,
 
+    /// Ask only part i of n, by a hash of each query, with i from 0 to n - 1; the part has a ledger
+    /// of its own (labels.sqlite becomes labels-03-of-16.sqlite), rates and budget are the part's,
+    /// and `labels merge` puts the ledgers together
+    #[arg(long, value_name = "i/n")]
+    shard: Option<Shard>,
+
+    /// Ask through the teacher's batch interface (OpenAI, Azure, Anthropic, files for `vllm
+    /// run-batch`): takes in what has ended, sends what nobody asked yet, and ends with 75 while
+    /// something is out; run it again then
+    #[arg(long)]
+    batch: bool,
+
+    /// Wait until all batches have come back
+    #[arg(long, requires = "batch")]
+    wait: bool,
+
     /// Send nothing: say what would be sent where, what it can cost at most, and show one request
     #[arg(long)]
     dry_run: bool,
@@ -36,7 +52,11 @@ pub(crate) struct Arguments {
 const PAIRS_PER_LINE: usize = 100;
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
-    let settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    let mut settings: LabelSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    if let Some(shard) = arguments.shard {
+        settings = settings.for_shard(shard);
+    }
+    settings.in_batches = arguments.batch;
     memory::keep_private();
     if arguments.dry_run {
         let plan = retort_label::plan(&settings, arguments.again)?;
@@ -46,12 +66,15 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let bar = progress::bar(0, "label");
     let started = Instant::now();
     let runtime = Runtime::new().context("the asynchronous runtime did not start")?;
-    let collected = runtime.block_on(retort_label::collect(
-        &settings,
-        arguments.again,
-        reporter(&bar),
-        told_to_stop(),
-    ));
+    let (again, report, stop) = (arguments.again, reporter(&bar), told_to_stop());
+    let collected = runtime.block_on(async {
+        if arguments.batch {
+            let wait = arguments.wait;
+            retort_label::collect_in_batches(&settings, again, wait, report, stop).await
+        } else {
+            retort_label::collect(&settings, again, report, stop).await
+        }
+    });
     bar.finish_and_clear();
     let collected = collected?;
     let in_all = HumanDuration(started.elapsed());
@@ -132,6 +155,7 @@ fn in_words(collected: &Collected) -> String {
         questions,
         known,
         given_up,
+        pending: _,
         ended,
         spent,
     } = collected;
@@ -149,6 +173,7 @@ pub(crate) fn describe(plan: &Plan) -> String {
         questions,
         known,
         given_up,
+        pending,
         to_ask,
         preflight_requests,
         most_tokens,
@@ -162,6 +187,10 @@ pub(crate) fn describe(plan: &Plan) -> String {
         .map(|one| format!("{} ({})", one.endpoint, one.reach))
         .collect();
     let destinations = destinations.join(", ");
+    let out = match pending {
+        0 => String::new(),
+        pending => format!(", {pending} out in batches"),
+    };
     let preflight = match preflight_requests {
         0 => String::new(),
         requests => format!(", after {requests} requests of the preflight"),
@@ -176,7 +205,7 @@ pub(crate) fn describe(plan: &Plan) -> String {
         None => String::new(),
     };
     format!(
-        "{questions} questions, {known} answered before, {given_up} given up before\n\
+        "{questions} questions, {known} answered before, {given_up} given up before{out}\n\
          {to_ask} would be asked of {destinations}{preflight}\n\
          they can't take more than {most_tokens} tokens and {money:.2} in money{redacted}{request}"
     )

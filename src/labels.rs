@@ -1,11 +1,13 @@
+use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use retort_data::settings;
-use retort_label::ledger::{Reader, RecipeStatus, SentTo};
+use retort_label::ledger::{OpenBatch, Reader, RecipeStatus, SentTo};
 use retort_label::{
-    AuditFile, AuditSettings, LabelSettings, PositionBias, ProbeSettings, Sealed, position_bias,
+    AuditFile, AuditSettings, Error, Format, LabelSettings, Merged, PositionBias, ProbeSettings,
+    Sealed, position_bias,
 };
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -52,10 +54,41 @@ enum Verb {
     /// Find out whether a teacher can be talked into a grade: ask it about irrelevant documents, then
     /// about the same with the query's words added, with orders to grade them high, and so on
     Probe(ProbeArguments),
+    /// Put the ledgers of a job's shards, or of any jobs, together; merging again brings what is new
+    Merge {
+        /// The ledgers to merge; they stay as they are
+        #[arg(value_name = "LEDGER", required = true)]
+        sources: Vec<PathBuf>,
+
+        /// The ledger to merge them into; is made if it is not there
+        #[arg(long, value_name = "LEDGER")]
+        into: PathBuf,
+    },
+    /// Write a teacher's judgements as text, one a line
+    Export {
+        /// The ledger
+        #[arg(value_name = "LEDGER")]
+        ledger: PathBuf,
+
+        /// jsonl (which `labels import` reads), csv, or trec-qrels (pairs with a label, under their
+        /// nearest grade)
+        #[arg(long, value_name = "FORMAT", default_value = "jsonl")]
+        format: Format,
+
+        /// The file to write; stdout without it
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+
+        /// Which teacher and prompt, by the number that `labels status` shows; not needed where
+        /// there is only one
+        #[arg(long)]
+        recipe: Option<i64>,
+    },
     /// Put judgements that were made elsewhere on the texts of a job into its ledger
     Import {
-        /// One JSON object a line, with `query_id`, `document_id` and `probabilities`, and maybe
-        /// `mass`, `text` and `at`
+        /// One JSON object a line, as `labels export` writes them: with `query_id`, `document_id`
+        /// and `probabilities` (or a reranker's `score`), and maybe `mass`, `sample`, `outcome`,
+        /// `problem`, `text` and `at`
         #[arg(value_name = "FILE")]
         file: PathBuf,
 
@@ -125,6 +158,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             let ledger = Reader::open(ledger)?;
             let (recipes, spent) = (ledger.recipes()?, ledger.spent()?);
             let hosts = ledger.sent()?;
+            let batches = ledger.open_batches()?;
             let mut lines = Vec::new();
             let mut biases = Vec::new();
             for recipe in &recipes {
@@ -133,6 +167,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 lines.extend(bias.map(describe_bias));
                 biases.push(bias);
             }
+            lines.extend(batches.iter().map(describe_batch));
             lines.extend(hosts.iter().map(describe_sent));
             let (requests, tokens) = (spent.requests, spent.tokens);
             let money = spent.micros as f64 / 1e6;
@@ -145,6 +180,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
                 &json!({
                     "recipes": recipes,
                     "position_biases": biases,
+                    "batches": batches,
                     "sent": hosts,
                     "spent": spent,
                 }),
@@ -166,6 +202,30 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }
         Verb::Audit(arguments) => audit(arguments, as_json)?,
         Verb::Probe(arguments) => probe(arguments, as_json)?,
+        Verb::Merge { sources, into } => {
+            let merged = retort_label::merge(sources, into)?;
+            let Merged {
+                judgements,
+                requests,
+                spent,
+            } = &merged;
+            let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
+            progress::summary(
+                as_json,
+                &format!(
+                    "{}: {judgements} new judgements, {requests} new requests; it came to {tokens} \
+                     tokens and {money:.2}",
+                    into.display()
+                ),
+                &json!({"ledger": into, "merged": merged}),
+            );
+        }
+        Verb::Export {
+            ledger,
+            format,
+            out,
+            recipe,
+        } => export(ledger, *recipe, *format, out.as_deref(), as_json)?,
         Verb::Import {
             file,
             config,
@@ -185,6 +245,34 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn export(
+    ledger: &Path,
+    recipe: Option<i64>,
+    format: Format,
+    out: Option<&Path>,
+    as_json: bool,
+) -> Result<(), Error> {
+    if let Some(out) = out {
+        let lines = retort_files::write_atomic_with(out, |file| {
+            retort_label::export(ledger, recipe, format, file)
+        })?;
+        progress::summary(
+            as_json,
+            &format!("{}: {lines} judgements", out.display()),
+            &json!({"out": out, "judgements": lines}),
+        );
+        return Ok(());
+    }
+    let mut out = std::io::BufWriter::new(stdout().lock());
+    let written =
+        retort_label::export(ledger, recipe, format, &mut out).and_then(|_| Ok(out.flush()?));
+    match written {
+        // Whoever reads has enough (`| head`).
+        Err(Error::Io(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 fn audit(arguments: &AuditArguments, as_json: bool) -> anyhow::Result<()> {
@@ -306,5 +394,19 @@ fn describe_bias(bias: PositionBias) -> String {
     format!(
         "  {first:.1} % for the document shown first; of {pairs} pairs judged in both orders, \
          {flipped:.1} % came out the other way round"
+    )
+}
+
+fn describe_batch(batch: &OpenBatch) -> String {
+    let OpenBatch {
+        recipe,
+        endpoint,
+        questions,
+        began_at,
+        ..
+    } = batch;
+    let name = batch.remote.as_ref().unwrap_or(&batch.name);
+    format!(
+        "batch {name} of recipe {recipe} is out: {questions} questions, at {endpoint} since {began_at}"
     )
 }

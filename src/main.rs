@@ -48,7 +48,7 @@ enum Command {
     Candidates(candidates::Arguments),
     /// Collect a teacher's judgements over HTTP; run again to go on
     Label(label::Arguments),
-    /// Say what a ledger of judgements holds, seal label sets, import judgements
+    /// Say what a ledger of judgements holds; merge ledgers, seal label sets, export, import
     Labels(labels::Arguments),
     /// Train a student, measure it, and write its serving directory
     Train(train::Arguments),

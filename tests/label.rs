@@ -264,6 +264,122 @@ fn judgements_made_elsewhere_are_imported_whole_or_not_at_all() {
     assert_eq!(teacher.count(), 0);
 }
 
+#[test]
+fn shards_are_merged_and_what_is_exported_can_be_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let teacher = Teacher::start(|number, _| match number {
+        0 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
+        1 => (200, "", completion(&[("Sure", 0.9), ("3", 0.1)])),
+        _ => (200, "", grades()),
+    });
+    let labels = |arguments: &[&str], ledger: &str| {
+        let mut command = retort();
+        command.arg("labels").args(arguments).arg(path(ledger));
+        command
+    };
+    // Two queries of the demo's dev split, which fall to different parts.
+    for part in ["0/2", "1/2"] {
+        let mut command = label(folder.path(), &teacher, 20);
+        command.args(["--shard", part, "--set", "teacher.concurrency=1"]);
+        let _ = command.output().unwrap();
+    }
+    assert_eq!(teacher.count(), 21);
+    let mut merge = labels(&["merge", "--into"], "ledger.sqlite");
+    merge.args([path("ledger-0-of-2.sqlite"), path("ledger-1-of-2.sqlite")]);
+    let said = stdout(&succeed(&mut merge));
+    assert!(
+        said.contains("20 new judgements, 21 new requests"),
+        "{said}"
+    );
+    let said = stdout(&succeed(&mut merge));
+    assert!(said.contains("0 new judgements, 0 new requests"), "{said}");
+
+    let export = |ledger: &str, format: &str| {
+        let mut export = labels(&["export", "--format", format], ledger);
+        stdout(&succeed(&mut export))
+    };
+    let exported = export("ledger.sqlite", "jsonl");
+    assert_eq!(exported.lines().count(), 20);
+    let row: serde_json::Value = serde_json::from_str(exported.lines().last().unwrap()).unwrap();
+    assert_eq!(row["outcome"], "ok", "{row}");
+    assert!(
+        (row["grade"].as_f64().unwrap() - 2.25).abs() < 1e-5,
+        "{row}"
+    );
+    assert_eq!(row["probabilities"].as_array().unwrap().len(), 4);
+    assert_eq!(exported.matches("\"outcome\":\"unparsable\"").count(), 1);
+
+    let mut to_file = labels(&["export", "--out"], "exported.jsonl");
+    succeed(to_file.arg(path("ledger.sqlite")));
+    assert_eq!(
+        std::fs::read_to_string(path("exported.jsonl")).unwrap(),
+        exported
+    );
+    let mut import = labels(&["import"], "exported.jsonl");
+    let copy = format!("ledger={}", path("copy.sqlite").display());
+    succeed(import.args(["--set", &copy]));
+    assert_eq!(export("copy.sqlite", "jsonl"), exported);
+
+    let csv = export("ledger.sqlite", "csv");
+    assert_eq!(csv.lines().count(), 21);
+    assert!(
+        csv.starts_with("query_id,document_id,document_ids,sample,outcome,grade,"),
+        "{csv}"
+    );
+    assert!(csv.contains(",,0,ok,2.2"), "{csv}");
+    assert!(
+        csv.contains(",,0,unparsable,,,,,,,\"the grades [\"\"0\"\", "),
+        "{csv}"
+    );
+    let qrels = export("ledger.sqlite", "trec-qrels");
+    assert_eq!(qrels.lines().count(), 19);
+    for line in qrels.lines() {
+        let columns: Vec<&str> = line.split(' ').collect();
+        assert!(matches!(columns[..], [_, "0", _, "2"]), "{line}");
+    }
+}
+
+#[test]
+fn batches_in_files_are_pending_until_their_outputs_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| (500, "", String::new()));
+    let batches = folder.path().join("batches");
+    let of_folder = format!("teacher.batch.folder={}", batches.display());
+    let batch = || {
+        let mut command = label(folder.path(), &teacher, 6);
+        command.args(["--batch", "--set", &of_folder]);
+        command
+    };
+    let said = fail(&mut batch(), 75);
+    assert!(said.contains("6 questions are with the teacher"), "{said}");
+    let mut status = retort();
+    status.args(["labels", "status"]);
+    let said = stdout(&succeed(status.arg(folder.path().join("ledger.sqlite"))));
+    assert!(said.contains("is out: 6 questions"), "{said}");
+    fail(&mut label(folder.path(), &teacher, 6), 75);
+
+    let inputs = std::fs::read_dir(&batches).unwrap();
+    let inputs: Vec<_> = inputs.map(|entry| entry.unwrap().path()).collect();
+    let reply: serde_json::Value = serde_json::from_str(&grades()).unwrap();
+    let mut output = String::new();
+    for line in std::fs::read_to_string(&inputs[0]).unwrap().lines() {
+        let request: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(request["url"], "/v1/chat/completions");
+        let response = serde_json::json!({"status_code": 200, "body": reply});
+        let line = serde_json::json!({
+            "custom_id": request["custom_id"], "response": response, "error": null,
+        });
+        output += &format!("{line}\n");
+    }
+    let path = inputs[0].display().to_string();
+    std::fs::write(path.replace(".input.", ".output."), output).unwrap();
+    let said = stdout(&succeed(&mut batch()));
+    assert!(said.contains("6 asked now"), "{said}");
+    assert_eq!(sealed(folder.path(), "six").labels.len(), 6);
+    assert_eq!(teacher.count(), 0);
+}
+
 /// Rounds of SIGKILL; more by `RETORT_KILL_ROUNDS=200 cargo nextest run kills`.
 #[test]
 fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {

@@ -19,9 +19,23 @@ use sha2::{Digest, Sha256};
 /// # Errors
 /// Any I/O error, with the path. The target is then unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], for what does not fit in memory: `fill` writes it.
+///
+/// # Errors
+/// `fill`'s error, or any I/O error with the path. The target is then unchanged.
+pub fn write_atomic_with<T, E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+) -> Result<T, E> {
     fs::create_dir_all(parent(path))?;
     let temporary = sibling(path, "tmp")?;
-    let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
+    let written = write_synced(&temporary, fill).and_then(|written| {
+        rename(&temporary, path)?;
+        Ok(written)
+    });
     if written.is_err() {
         // Best effort: the first error is the one worth reporting.
         let _ = fs::remove_file(&temporary);
@@ -115,15 +129,22 @@ pub fn hex(digest: &[u8]) -> String {
     digits
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::File::create(path)?;
-    file.write_all(bytes)?;
+fn write_synced<T, E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut buffer = io::BufWriter::new(fs::File::create(path)?);
+    let written = fill(&mut buffer)?;
+    let target = buffer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(PermissionsExt::from_mode(0o644))?;
+        target.set_permissions(PermissionsExt::from_mode(0o644))?;
     }
-    file.sync_all()
+    target.sync_all()?;
+    Ok(written)
 }
 
 /// Makes all that is in a directory durable.

@@ -25,18 +25,21 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{Ledger, Outcome, Record, Spent};
+use crate::ledger::{Key, Ledger, Outcome, Record, Spent};
 use crate::limits::Bucket;
-use crate::money::{Amount, Budget};
+use crate::money::Budget;
 use crate::preflight::Preflight;
 use crate::prepare::prepare;
 use crate::questions::Questions;
+use crate::shard::Whole;
 use crate::{Error, Result};
 use writer::{Writer, Written};
 
 pub(crate) use plan::plan_of;
 pub use plan::{Destination, Plan, plan};
 pub use preflight::preflight;
+pub(crate) use preflight::try_endpoints;
+pub(crate) use send::worst_case;
 
 /// What a labelling job did.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +50,8 @@ pub struct Collected {
     pub known: usize,
     /// Of them, those that had ended without one before and were not asked again.
     pub given_up: usize,
+    /// Of them, those that are in batches which have not come back.
+    pub pending: usize,
     /// Questions asked now, by how they ended.
     pub ended: BTreeMap<Outcome, usize>,
     /// What the ledger came to, all its runs together.
@@ -171,10 +176,7 @@ pub(crate) async fn ask(
     drop(job);
     collected.spent = close(written, &budget).await?;
     end?;
-    match last_problem {
-        None => Ok(collected),
-        Some(last) => Err(unlabelled(&collected, last)),
-    }
+    collected.unless_unlabelled(last_problem)
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -196,22 +198,31 @@ async fn close(written: Written, budget: &Budget) -> Result<Spent> {
     Ok(spent)
 }
 
-/// Why a job that ran to its end is not whole.
-fn unlabelled(collected: &Collected, (outcome, problem): (Outcome, String)) -> Error {
-    let asked: usize = collected.ended.values().sum();
-    let labelled = collected.ended.get(&Outcome::Ok).unwrap_or(&0);
-    let passing = collected.ended.keys().any(|outcome| outcome.is_passing());
-    Error::Unlabelled {
-        failed: asked - labelled,
-        asked,
-        outcome,
-        problem,
-        hint: if passing {
-            "run the same command again to ask those that failed"
-        } else {
-            "--again asks them once more"
-        },
-        passing,
+impl Collected {
+    /// What a job did that ran to its end; an error if questions ended without an answer, the last
+    /// of them in this way, or are still out.
+    pub(crate) fn unless_unlabelled(self, last: Option<(Outcome, String)>) -> Result<Self> {
+        let Some((outcome, problem)) = last else {
+            return match self.pending {
+                0 => Ok(self),
+                questions => Err(Error::Pending { questions }),
+            };
+        };
+        let asked: usize = self.ended.values().sum();
+        let labelled = self.ended.get(&Outcome::Ok).unwrap_or(&0);
+        let passing = self.ended.keys().any(|outcome| outcome.is_passing());
+        Err(Error::Unlabelled {
+            failed: asked - labelled,
+            asked,
+            outcome,
+            problem,
+            hint: if passing {
+                "run the same command again to ask those that failed"
+            } else {
+                "--again asks them once more"
+            },
+            passing,
+        })
     }
 }
 
@@ -235,19 +246,13 @@ impl Started {
         prepare(&mut teacher, settings.teacher.retries).await?;
         let mut ledger = Ledger::open(&settings.ledger)?;
         let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-        let aliases = questions.choose(again, |key| ledger.find(key))?;
+        let whole = Whole::of(settings)?;
+        let find = |key: &Key| whole.or_known(key, ledger.find(key)?);
+        let aliases = questions.choose(again, &ledger.in_batches()?, find)?;
         ledger.add_aliases(&aliases)?;
-        let collected = Collected {
-            questions: questions.all,
-            known: questions.known,
-            given_up: questions.given_up,
-            ended: BTreeMap::new(),
-            spent: ledger.spent()?,
-        };
-        let spent = Amount {
-            micros: collected.spent.micros,
-            tokens: collected.spent.tokens,
-        };
+        let collected = questions.before(ledger.spent()?);
+        // Batches that are out count at their worst.
+        let spent = collected.spent.amount().plus(ledger.set_aside()?);
         let model = ledger.last_model(recipe)?;
         let passed = ledger.last_preflights(&teacher.recipe_digest)?;
         let budget = Arc::new(Budget::new(&settings.budget, spent));

@@ -37,6 +37,15 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
+    /// As many documents, whatever they say: all that reading a written answer needs to know.
+    pub(crate) fn unseen(documents: usize) -> Self {
+        Self {
+            query: String::new(),
+            documents: vec![String::new(); documents],
+            nonce: String::new(),
+        }
+    }
+
     /// The documents, as they are shown.
     pub(crate) fn shown(&self) -> Vec<&str> {
         self.documents.iter().map(String::as_str).collect()

@@ -42,6 +42,26 @@ pub enum Error {
         by: String,
     },
 
+    /// Two ledgers have two answers to one question.
+    #[error(
+        "{}: {count} of its answers are not those of {}, the first on {query} {documents}: the \
+         same was asked twice; nothing of this ledger was merged: leave one of the two out",
+        path.display(),
+        into.display()
+    )]
+    Conflict {
+        /// The ledger that was to be merged.
+        path: PathBuf,
+        /// The ledger it was to be merged into.
+        into: PathBuf,
+        /// The query of the first such question.
+        query: String,
+        /// Its documents, as a JSON array.
+        documents: String,
+        /// Questions with two answers.
+        count: u64,
+    },
+
     /// A setting is missing, unknown or out of range.
     #[error("{0}")]
     Setting(String),
@@ -94,6 +114,16 @@ pub enum Error {
     Budget {
         /// What was spent, in words.
         spent: String,
+    },
+
+    /// Batches have not come back.
+    #[error(
+        "{questions} questions are with the teacher in batches: run `retort label --batch` again \
+         to take in what has ended, or with --wait to wait for it"
+    )]
+    Pending {
+        /// Questions in them.
+        questions: usize,
     },
 
     /// Some questions got no judgement; the ledger says why for each.

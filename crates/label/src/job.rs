@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::batch::BatchSettings;
 use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
@@ -19,6 +20,7 @@ use crate::prompt::{Kind, Prompt};
 use crate::redact::RedactionSettings;
 use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
 use crate::secret::{KeySettings, Secret};
+use crate::shard::Part;
 use crate::{Error, Result, treatment};
 
 /// A labelling job (`configs/label.toml`).
@@ -46,6 +48,12 @@ pub struct LabelSettings {
     /// Try each endpoint before the first question.
     #[serde(default = "yes")]
     pub preflight: bool,
+    /// The part of the job that this process does.
+    #[serde(skip)]
+    pub part: Option<Part>,
+    /// Questions go in batches, at their price.
+    #[serde(skip)]
+    pub in_batches: bool,
     /// How long requests in flight may take to end once the job is told to stop.
     #[serde(default = "half_a_minute")]
     pub drain_seconds: u64,
@@ -57,6 +65,17 @@ pub struct LabelSettings {
     /// What the ledger may come to.
     #[serde(default)]
     pub budget: BudgetSettings,
+}
+
+impl LabelSettings {
+    /// What a question costs.
+    pub(crate) fn price(&self) -> Price {
+        if self.in_batches {
+            self.teacher.price.in_batches()
+        } else {
+            self.teacher.price
+        }
+    }
 }
 
 /// How to reach a teacher (`[teacher]`).
@@ -130,6 +149,32 @@ pub struct TeacherSettings {
     /// What it charges.
     #[serde(default)]
     pub price: Price,
+    /// How it is sent batches.
+    #[serde(default)]
+    pub batch: BatchSettings,
+}
+
+impl TeacherSettings {
+    /// Says so where the teacher calls its model otherwise than before, or stops the job.
+    pub(crate) fn note_model(&self, before: Option<&str>, now: &str) -> Result<()> {
+        let Some(before) = before.filter(|before| *before != now) else {
+            return Ok(());
+        };
+        let problem = format!("it calls its model {now:?} now, and {before:?} before");
+        match self.on_model_change {
+            OnChange::Warn => {
+                tracing::warn!("{problem}");
+                Ok(())
+            }
+            OnChange::Stop => Err(Error::Teacher {
+                url: self.endpoints.join(", "),
+                problem: format!(
+                    "{problem}: name one exact model in [teacher] model, or run again to go on \
+                     with this one"
+                ),
+            }),
+        }
+    }
 }
 
 /// The wire formats.

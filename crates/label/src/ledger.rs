@@ -5,16 +5,17 @@
 //! twice, and adding a document costs that document. A question that got no judgement is on record
 //! too, as what it was: refused, filtered, truncated, unparsable, failed; none of them is a label.
 
+mod batches;
 mod lock;
 mod reader;
 mod record;
+mod schema;
 mod sent;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Value, json};
@@ -22,11 +23,14 @@ use serde_json::{Value, json};
 use crate::money::Amount;
 use crate::preflight::Preflight;
 use crate::{Error, Result};
-use lock::lock;
 
+pub use batches::OpenBatch;
+pub(crate) use batches::{Posed, open_batches};
 pub use lock::writer_of;
+pub(crate) use reader::Sourced;
 pub use reader::{Reader, RecipeStatus};
 pub use record::{Alias, Attempt, Batch, Entry, Found, Key, Outcome, Record, Spent};
+pub(crate) use schema::connect;
 pub use sent::SentTo;
 
 /// A ledger, open for one writer.
@@ -40,13 +44,6 @@ pub struct Ledger {
     _lock: File,
 }
 
-/// The version of the schema that this program writes.
-const VERSION: i64 = 2;
-/// "Reto", so that `file` and others can tell.
-const APPLICATION: i64 = 0x5265_746f;
-/// SQLite before it may corrupt a write-ahead log that is reset under a reader.
-const LEAST_SQLITE: i32 = 3_053_000;
-
 impl Ledger {
     /// Opens a ledger for writing, or makes one, and books what a killed run left in flight.
     ///
@@ -54,28 +51,16 @@ impl Ledger {
     /// [`Error::Locked`] while another process has it open for writing; a file that is not a
     /// ledger, or one of a newer version; an I/O error.
     pub fn open(path: &Path) -> Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let lock = lock(path)?;
-        let mut db = Connection::open(path).map_err(|error| Error::ledger(path, error))?;
-        let prepared = prepare(&mut db, path)?;
-        let now = now();
-        let run = (|| {
-            if prepared {
-                book_killed_runs(&db)?;
-            }
-            db.execute(
-                "INSERT INTO run (began_at, version) VALUES (?1, ?2)",
-                params![now, env!("CARGO_PKG_VERSION")],
-            )?;
-            Ok(db.last_insert_rowid())
-        })()
+        let (db, lock) = connect(path)?;
+        db.execute(
+            "INSERT INTO run (identity, began_at, version) VALUES (randomblob(16), ?1, ?2)",
+            params![now(), env!("CARGO_PKG_VERSION")],
+        )
         .map_err(|error| Error::ledger(path, error))?;
         Ok(Self {
+            run: db.last_insert_rowid(),
             db,
             path: path.to_owned(),
-            run,
             epochs: HashMap::new(),
             _lock: lock,
         })
@@ -102,8 +87,7 @@ impl Ledger {
     /// # Errors
     /// An I/O error.
     pub fn last_model(&self, recipe: i64) -> Result<Option<String>> {
-        let last =
-            last_epoch(&self.db, recipe).map_err(|error| Error::ledger(&self.path, error))?;
+        let last = self.read_sql(|db| last_epoch(db, recipe))?;
         let model = last.map(|(_, model)| model);
         Ok(model.filter(|model| !model.is_empty()))
     }
@@ -113,7 +97,7 @@ impl Ledger {
     /// # Errors
     /// An I/O error.
     pub fn last_preflights(&self, recipe: &[u8; 32]) -> Result<Vec<Preflight>> {
-        last_preflights(&self.db, recipe).map_err(|error| Error::ledger(&self.path, error))
+        self.read_sql(|db| last_preflights(db, recipe))
     }
 
     /// What the ledger has under a key, if the question was ever asked.
@@ -130,6 +114,15 @@ impl Ledger {
     /// # Errors
     /// An I/O error; nothing of `records` is kept then.
     pub fn commit(&mut self, records: &[Record]) -> Result<()> {
+        self.commit_with(records, |_| Ok(()))
+    }
+
+    /// [`Self::commit`], with more in the same transaction.
+    fn commit_with<T>(
+        &mut self,
+        records: &[Record],
+        more: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
         let Self {
             db, run, epochs, ..
         } = self;
@@ -153,7 +146,9 @@ impl Ledger {
                     Record::AtRisk(amount) => put_at_risk(&transaction, *run, *amount)?,
                 }
             }
-            transaction.commit()
+            let done = more(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
         })();
         if committed.is_err() {
             // It may name an epoch that was rolled back.
@@ -194,7 +189,7 @@ impl Ledger {
     /// # Errors
     /// An I/O error.
     pub fn spent(&self) -> Result<Spent> {
-        spent(&self.db).map_err(|error| Error::ledger(&self.path, error))
+        self.read_sql(spent)
     }
 
     /// Ends the run: nothing is in flight any more.
@@ -218,6 +213,10 @@ impl Ledger {
     ) -> Result<T> {
         run(&mut self.db).map_err(|error| Error::ledger(&self.path, error))
     }
+
+    fn read_sql<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        read(&self.db).map_err(|error| Error::ledger(&self.path, error))
+    }
 }
 
 /// The time now, RFC 3339 in UTC.
@@ -225,79 +224,6 @@ pub(crate) fn now() -> String {
     jiff::Timestamp::now()
         .strftime("%Y-%m-%dT%H:%M:%SZ")
         .to_string()
-}
-
-/// Sets a connection up and makes the tables of a new file; whether they were there before.
-fn prepare(db: &mut Connection, path: &Path) -> Result<bool> {
-    let sqlite = rusqlite::version_number();
-    if sqlite < LEAST_SQLITE {
-        return Err(Error::File {
-            path: path.to_owned(),
-            problem: format!("needs SQLite {LEAST_SQLITE} or newer, this is {sqlite}"),
-        });
-    }
-    let broken = |error| Error::ledger(path, error);
-    // Read before anything is written: a file of something else stays as it is.
-    let tables: i64 = db
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(broken)?;
-    if tables > 0 {
-        check_version(db, path)?;
-    }
-    (|| {
-        db.pragma_update(None, "journal_mode", "wal")?;
-        // A commit that was reported survives a power cut.
-        db.pragma_update(None, "synchronous", "full")?;
-        db.pragma_update(None, "foreign_keys", true)?;
-        // Keys are random: the pages they fall on should be at hand. In KiB, negative.
-        db.pragma_update(None, "cache_size", -65_536)?;
-        if tables == 0 {
-            let transaction = db.transaction()?;
-            transaction.execute_batch(include_str!("schema.sql"))?;
-            transaction.pragma_update(None, "application_id", APPLICATION)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            transaction.commit()?;
-        }
-        Ok(tables > 0)
-    })()
-    .map_err(broken)
-}
-
-fn check_version(db: &Connection, path: &Path) -> Result<()> {
-    let pragma = |name: &str| -> Result<i64> {
-        db.pragma_query_value(None, name, |row| row.get(0))
-            .map_err(|error| Error::ledger(path, error))
-    };
-    let problem = match (pragma("application_id")?, pragma("user_version")?) {
-        (APPLICATION, VERSION) => return Ok(()),
-        (APPLICATION, other) => format!(
-            "is a ledger of version {other}, this program reads version {VERSION}: use the program \
-             that wrote it, or name another file"
-        ),
-        _ => "is an SQLite file, but no ledger of judgements: name another file".to_owned(),
-    };
-    Err(Error::File {
-        path: path.to_owned(),
-        problem,
-    })
-}
-
-/// What a killed run may have had in flight counts as spent.
-fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
-    db.execute(
-        "INSERT INTO attempt (run, at, endpoint, problem, latency_ms, sent_bytes, input_tokens, \
-         cached_tokens, output_tokens, micros, estimated) \
-         SELECT id, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, 0, \
-         at_risk_tokens, 0, 0, at_risk_micros, 1 \
-         FROM run WHERE ended_at IS NULL AND (at_risk_micros > 0 OR at_risk_tokens > 0)",
-        [now()],
-    )?;
-    db.execute(
-        "UPDATE run SET ended_at = ?1, at_risk_micros = 0, at_risk_tokens = 0 \
-         WHERE ended_at IS NULL",
-        [now()],
-    )?;
-    Ok(())
 }
 
 fn find(db: &Connection, path: &Path, key: &Key) -> Result<Option<Found>> {
@@ -326,7 +252,7 @@ fn json_array(ids: &[String]) -> String {
     Value::from(ids).to_string()
 }
 
-fn spent(db: &Connection) -> rusqlite::Result<Spent> {
+pub(crate) fn spent(db: &Connection) -> rusqlite::Result<Spent> {
     db.query_row(
         "SELECT count(*), coalesce(sum(input_tokens + output_tokens), 0), \
          coalesce(sum(micros), 0) FROM attempt",
@@ -346,9 +272,10 @@ fn insert_attempt(db: &Connection, run: i64, attempt: &Attempt) -> rusqlite::Res
     let redacted = &attempt.redacted;
     let redacted = (!redacted.is_empty()).then(|| json!(redacted).to_string());
     let mut insert = db.prepare_cached(
-        "INSERT INTO attempt (run, at, endpoint, status, problem, latency_ms, sent_bytes, redacted, \
-         input_tokens, cached_tokens, output_tokens, micros, estimated) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT INTO attempt (run, number, at, endpoint, status, problem, latency_ms, sent_bytes, \
+         redacted, input_tokens, cached_tokens, output_tokens, micros, estimated) \
+         VALUES (?1, 1 + (SELECT coalesce(max(number), 0) FROM attempt WHERE run = ?1), \
+         ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )?;
     insert.execute(params![
         run,
@@ -481,6 +408,9 @@ fn insert_batch(db: &Connection, batch: &Batch, epoch: Option<i64>) -> rusqlite:
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
+    use super::schema::{APPLICATION, VERSION};
     use super::*;
 
     fn entry(document: &str, ended: Result<Value, (Outcome, String)>) -> Entry {
@@ -565,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ledger_of_this_version_is_left_alone() {
+    fn what_is_no_ledger_of_a_known_version_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.sqlite");
         let error_of = |text: &str| {
@@ -583,7 +513,7 @@ mod tests {
         other
             .pragma_update(None, "user_version", VERSION + 1)
             .unwrap();
-        error_of("version 3");
+        error_of(&format!("of version {}", VERSION + 1));
         drop(other);
         fs::write(
             &path,

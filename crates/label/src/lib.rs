@@ -12,13 +12,17 @@
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
 mod audit;
+mod batch;
 mod collect;
 mod dialect;
 mod error;
+mod export;
 mod graph;
 mod gullible;
+mod import;
 mod job;
 mod limits;
+mod merge;
 mod preflight;
 mod prepare;
 mod prompt;
@@ -28,6 +32,7 @@ mod replica;
 mod retry;
 mod seal;
 mod secret;
+mod shard;
 mod strength;
 mod treatment;
 
@@ -40,12 +45,17 @@ pub use audit::{
     Agreement, Audit, AuditFile, AuditSettings, Calibration, CalibrationBin, Estimate, KappaOf,
     Mass, Order, Unlisted, audit,
 };
+pub use batch::{BatchSettings, collect_in_batches};
 pub use collect::{Collected, Destination, Plan, Progress, collect, plan, preflight};
 pub use dialect::rerank::Scale;
 pub use error::{Error, Result};
+pub use export::{Format, export};
 pub use gullible::{Moved, ProbeSettings, Probed, plan_probe, probe};
+pub use import::import;
 pub use job::{LabelSettings, OnChange, TeacherSettings, Wire};
+pub use merge::{Merged, merge};
 pub use preflight::{Preflight, Reading};
 pub use redact::{Counts, RedactionSettings, Sensitive};
-pub use seal::{PositionBias, Sealed, import, position_bias, seal};
+pub use seal::{PositionBias, Sealed, position_bias, seal};
 pub use secret::KeySettings;
+pub use shard::{Part, Shard};

@@ -4,6 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// What one request used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -42,6 +44,9 @@ pub struct Price {
     /// Of a request, whatever its size.
     #[serde(default)]
     pub request: f64,
+    /// What a batch costs, as a share of all of these; as much where it is not given.
+    #[serde(default)]
+    pub batch: Option<f64>,
 }
 
 impl Price {
@@ -64,6 +69,29 @@ impl Price {
         whole
     }
 
+    /// What tokens that were used come to.
+    pub(crate) fn usage(&self, (input, output): (u64, u64), cached: u64, estimated: bool) -> Usage {
+        Usage {
+            input_tokens: input,
+            cached_tokens: cached,
+            output_tokens: output,
+            micros: self.micros(input, cached, output),
+            estimated,
+        }
+    }
+
+    /// These prices in a batch.
+    pub(crate) fn in_batches(self) -> Self {
+        let share = self.batch.unwrap_or(1.0);
+        Self {
+            input: share * self.input,
+            cached_input: self.cached_input.map(|price| share * price),
+            output: share * self.output,
+            request: share * self.request,
+            batch: None,
+        }
+    }
+
     /// Why these can't be prices, if they can't.
     pub(crate) fn problem(&self) -> Option<String> {
         let prices = [
@@ -72,6 +100,9 @@ impl Price {
             ("output", self.output),
             ("request", self.request),
         ];
+        if !(0.0..=1.0).contains(&self.batch.unwrap_or(1.0)) {
+            return Some("price.batch is a share of the other prices, from 0 to 1".to_owned());
+        }
         let (name, price) = prices
             .into_iter()
             .find(|(_, price)| !(0.0..=1e6).contains(price))?;
@@ -131,7 +162,21 @@ impl Amount {
         self == Self::default()
     }
 
-    fn plus(self, other: Self) -> Self {
+    /// So many times as much, rounded up.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a product of positive numbers far below 2^53"
+        )]
+        let times = |amount: u64| (amount as f64 * factor).ceil() as u64;
+        Self {
+            micros: times(self.micros),
+            tokens: times(self.tokens),
+        }
+    }
+
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             micros: self.micros.saturating_add(other.micros),
             tokens: self.tokens.saturating_add(other.tokens),
@@ -256,6 +301,20 @@ impl Budget {
         balance.on_record = at_risk;
     }
 
+    /// The error that what could take `worst` is beyond the rest.
+    pub(crate) fn used_up(&self, worst: Amount) -> Error {
+        let spent = self.spent();
+        let (money, tokens) = (spent.micros as f64 / 1e6, spent.tokens);
+        Error::Budget {
+            spent: format!(
+                "{money:.6} in money and {tokens} tokens are spent, and the next request could \
+                 take {:.6} and {}",
+                worst.micros as f64 / 1e6,
+                worst.tokens
+            ),
+        }
+    }
+
     /// What is set aside for requests in flight.
     pub fn reserved(&self) -> Amount {
         self.lock().reserved
@@ -295,6 +354,7 @@ mod tests {
             cached_input: Some(0.075),
             output: 0.6,
             request: 0.0,
+            batch: Some(0.5),
         };
         assert_eq!(price.micros(1000, 0, 1), 151);
         assert_eq!(price.micros(1000, 800, 0), 90);
@@ -305,6 +365,8 @@ mod tests {
             ..Price::default()
         };
         assert_eq!(of_search.micros(7, 0, 0), 2000);
+        assert_eq!(price.in_batches().micros(1000, 800, 0), 45);
+        assert_eq!(of_search.in_batches(), of_search);
     }
 
     #[test]

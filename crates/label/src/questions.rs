@@ -1,17 +1,18 @@
 //! The questions that a job's candidates make: about each document, about pairs of documents, or
 //! about windows of them, as the prompt is; and which of them have no answer yet.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use retort_data::candidates::{self, Candidate};
 use retort_data::collection::Collection;
 use retort_data::label_set::text_digest;
 
+use crate::collect::Collected;
 use crate::dialect::Texts;
 use crate::graph;
 use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{Alias, Found, Key, Outcome};
+use crate::ledger::{Alias, Found, Key, Outcome, Spent};
 use crate::preflight::script::{Script, about_tokens};
 use crate::prompt::Kind;
 use crate::redact::{Counts, Redactor};
@@ -35,6 +36,8 @@ pub(crate) struct Questions {
     pub(crate) all: usize,
     pub(crate) known: usize,
     pub(crate) given_up: usize,
+    /// Those that are in batches.
+    pub(crate) pending: usize,
 }
 
 /// A question on its way.
@@ -63,10 +66,15 @@ impl Asked {
 }
 
 impl Questions {
-    /// Reads the pairs and makes the questions; which of them to ask is still to be chosen.
+    /// Reads the pairs, those of this part of the job, and makes the questions; which of them to
+    /// ask is still to be chosen.
     pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
         let collection = Collection::read(&settings.collection)?;
-        let candidates = candidates::read(&settings.candidates)?;
+        let mut candidates = candidates::read(&settings.candidates)?;
+        if let Some(part) = &settings.part {
+            let queries = part.queries(&candidates, &collection, settings)?;
+            candidates.retain(|candidate| queries.contains(&candidate.query_id));
+        }
         Self::of_pairs(collection, candidates, settings, teacher)
     }
 
@@ -105,16 +113,20 @@ impl Questions {
             longest: 0,
             known: 0,
             given_up: 0,
+            pending: 0,
         })
     }
 
-    /// Chooses the questions to ask: those that have not ended yet, each text once. Returns the
-    /// questions that share the texts of another.
+    /// Chooses the questions to ask: those that have not ended yet and are not `out` in batches,
+    /// each text once. Returns the questions that share the texts of another.
     pub(crate) fn choose(
         &mut self,
         again: bool,
+        out: &HashSet<Key>,
         find: impl Fn(&Key) -> Result<Option<Found>>,
     ) -> Result<Vec<Alias>> {
+        (self.known, self.given_up, self.pending) = (0, 0, 0);
+        self.asked.clear();
         let mut chosen = HashSet::new();
         let mut aliases = Vec::new();
         for place in 0..self.made.questions.len() {
@@ -128,6 +140,7 @@ impl Questions {
                 None => chosen.contains(&alias.key),
             };
             match found.map(|found: Found| found.outcome) {
+                _ if out.contains(&alias.key) => self.pending += 1,
                 Some(Outcome::Ok) => self.known += 1,
                 Some(ended) if !ended.is_passing() && !again => self.given_up += 1,
                 _ if chosen.insert(alias.key) => self.asked.push(place),
@@ -138,6 +151,18 @@ impl Questions {
             }
         }
         Ok(aliases)
+    }
+
+    /// What a job comes upon that has these questions.
+    pub(crate) fn before(&self, spent: Spent) -> Collected {
+        Collected {
+            questions: self.all,
+            known: self.known,
+            given_up: self.given_up,
+            pending: self.pending,
+            ended: BTreeMap::new(),
+            spent,
+        }
     }
 
     /// What to ask an endpoint before it is asked these.

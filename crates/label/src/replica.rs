@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, RequestBuilder, Url, redirect};
 use tokio::time::Instant;
 
 use crate::limits::Gate;
@@ -15,6 +15,9 @@ use crate::{Error, Result};
 
 /// The most that a reply may hold: a grade with its log-probabilities takes a few kilobytes.
 const MOST_BYTES: usize = 8 << 20;
+/// The most that a file of replies may hold, and how long it may take.
+const MOST_BYTES_OF_A_FILE: usize = 1 << 30;
+const TIMEOUT_OF_A_FILE: Duration = Duration::from_mins(15);
 
 /// A reply, whatever its status, without the teacher's key.
 pub(crate) struct Reply {
@@ -101,6 +104,45 @@ impl Replica {
 
     /// Posts a body of JSON and reads the whole reply.
     pub(crate) async fn post(&self, path: &str, body: String) -> Result<Reply, NoReply> {
+        let request = self.client.post(self.url(path)?).body(body);
+        let request = request.header(CONTENT_TYPE, "application/json");
+        self.send(request, MOST_BYTES).await
+    }
+
+    /// Posts bytes that may be many.
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<Reply, NoReply> {
+        let request = self.client.post(self.url(path)?).body(body);
+        let request = request.header(CONTENT_TYPE, content_type);
+        self.send(request.timeout(TIMEOUT_OF_A_FILE), MOST_BYTES)
+            .await
+    }
+
+    /// Gets what is at a path.
+    pub(crate) async fn get(&self, path: &str) -> Result<Reply, NoReply> {
+        self.send(self.client.get(self.url(path)?), MOST_BYTES)
+            .await
+    }
+
+    /// Gets a file, which may be large.
+    pub(crate) async fn download(&self, path: &str) -> Result<Reply, NoReply> {
+        let request = self.client.get(self.url(path)?);
+        self.send(request.timeout(TIMEOUT_OF_A_FILE), MOST_BYTES_OF_A_FILE)
+            .await
+    }
+
+    fn url(&self, path: &str) -> Result<Url, NoReply> {
+        match path {
+            "" => Ok(self.base.clone()),
+            path => (self.base.join(path)).map_err(|error| NoReply::NotSent(error.to_string())),
+        }
+    }
+
+    async fn send(&self, mut request: RequestBuilder, most_bytes: usize) -> Result<Reply, NoReply> {
         let lost = |error: reqwest::Error| {
             let problem = describe(&error);
             if error.is_connect() {
@@ -109,15 +151,6 @@ impl Replica {
                 NoReply::Lost(problem)
             }
         };
-        let url = match path {
-            "" => self.base.clone(),
-            path => self
-                .base
-                .join(path)
-                .map_err(|error| NoReply::NotSent(error.to_string()))?,
-        };
-        let mut request = self.client.post(url).body(body);
-        request = request.header(CONTENT_TYPE, "application/json");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -130,7 +163,7 @@ impl Replica {
         let status = response.status().as_u16();
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if bytes.len() + chunk.len() > MOST_BYTES {
+            if bytes.len() + chunk.len() > most_bytes {
                 return Err(NoReply::TooLong);
             }
             bytes.extend_from_slice(&chunk);

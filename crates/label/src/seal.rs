@@ -1,22 +1,19 @@
-//! From the ledger to a label set, and from judgements made elsewhere into the ledger.
+//! From the ledger to a label set.
 
 mod strengths;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use retort_data::candidates;
-use retort_data::collection::Collection;
-use retort_data::jsonl;
-use retort_data::label_set::{self, FORMAT, Label, Manifest, expected_grade, text_digest};
+use retort_data::label_set::{self, FORMAT, Label, Manifest, expected_grade};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
-use crate::job::{LabelSettings, PROBE, Teacher};
-use crate::ledger::{Alias, Batch, Entry, Key, Ledger, Outcome, Reader, RecipeStatus, Record, now};
+use crate::job::PROBE;
+use crate::ledger::{Entry, Reader, RecipeStatus, now};
 use crate::prompt::Kind;
-use crate::redact::Redactor;
 use crate::{Error, Result};
 use strengths::Strengths;
 
@@ -48,14 +45,12 @@ pub fn seal(
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
-    let scale = scale(&recipe.spec);
-    let kind = Kind::of(&recipe.spec);
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         top_grade: usize::try_from(grades)
             .unwrap_or_default()
             .saturating_sub(1),
-        recipe: recipe.spec,
+        recipe: recipe.spec.clone(),
         models: recipe.models,
         preflights: recipe.preflights.iter().map(|one| json!(one)).collect(),
         rows: 0,
@@ -74,16 +69,8 @@ pub fn seal(
     };
     let mut rows = 0;
     let digest = reader.judgements(recipe.id, |entries| {
-        let labels: Box<dyn Iterator<Item = Result<Label>> + '_> = match kind {
-            Kind::Graded => Box::new(Graded {
-                entries: entries.peekable(),
-                scale,
-                ledger,
-            }),
-            Kind::Pairwise | Kind::Listwise => Box::new(Strengths::new(entries, kind, ledger)),
-        };
         let labels = Wanted {
-            labels,
+            labels: labels_of(entries, &recipe.spec, ledger),
             missing: wanted,
             ledger,
         };
@@ -94,6 +81,22 @@ pub fn seal(
         )?)
     })?;
     Ok(Sealed { rows, digest })
+}
+
+/// The labels that a recipe's entries make, which come in the order of pairs and of time.
+pub(crate) fn labels_of<'a>(
+    entries: impl Iterator<Item = Result<Entry>> + 'a,
+    recipe: &Value,
+    ledger: &'a Path,
+) -> Box<dyn Iterator<Item = Result<Label>> + 'a> {
+    match Kind::of(recipe) {
+        Kind::Graded => Box::new(Graded {
+            entries: entries.peekable(),
+            scale: scale_of(recipe),
+            ledger,
+        }),
+        kind => Box::new(Strengths::new(entries, kind, ledger)),
+    }
 }
 
 /// Those of the labels that are wanted, and an error for those that did not come.
@@ -180,7 +183,7 @@ impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
         let (mut probabilities, mut mass) = (Vec::new(), 0.0);
         for entry in &of_pair {
             let Ok(answer) = &entry.ended else { continue };
-            let (of_answer, mass_of_answer) = self.read(answer)?;
+            let (of_answer, mass_of_answer) = probabilities_of(answer, self.scale, self.ledger)?;
             probabilities.resize(of_answer.len(), 0.0);
             for (sum, probability) in probabilities.iter_mut().zip(of_answer) {
                 *sum += probability / samples;
@@ -198,25 +201,29 @@ impl<I: Iterator<Item = Result<Entry>>> Graded<'_, I> {
             at: last.at,
         })
     }
+}
 
-    /// The probabilities of an answer's grades, and their mass.
-    fn read(&self, answer: &Value) -> Result<(Vec<f64>, f64)> {
-        let answer = Answer::deserialize(answer).map_err(|error| unreadable(self.ledger, error))?;
-        Ok(match (answer, self.scale) {
-            (
-                Answer::Graded {
-                    probabilities,
-                    mass,
-                },
-                _,
-            ) => (probabilities, mass),
-            (Answer::Scored { score }, Scale::Probability) => (vec![1.0 - score, score], 1.0),
-            (Answer::Scored { score }, Scale::Logit) => {
-                let relevant = 1.0 / (1.0 + (-score).exp());
-                (vec![1.0 - relevant, relevant], 1.0)
-            }
-        })
-    }
+/// The probabilities of an answer's grades, and their mass.
+pub(crate) fn probabilities_of(
+    answer: &Value,
+    scale: Scale,
+    ledger: &Path,
+) -> Result<(Vec<f64>, f64)> {
+    let answer = Answer::deserialize(answer).map_err(|error| unreadable(ledger, error))?;
+    Ok(match (answer, scale) {
+        (
+            Answer::Graded {
+                probabilities,
+                mass,
+            },
+            _,
+        ) => (probabilities, mass),
+        (Answer::Scored { score }, Scale::Probability) => (vec![1.0 - score, score], 1.0),
+        (Answer::Scored { score }, Scale::Logit) => {
+            let relevant = 1.0 / (1.0 + (-score).exp());
+            (vec![1.0 - relevant, relevant], 1.0)
+        }
+    })
 }
 
 /// An answer as the ledger has it.
@@ -247,12 +254,7 @@ pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, S
     let recipes = reader.recipes()?;
     if let Some(recipe) = recipes.iter().find(|one| one.spec == *recipe) {
         reader.judgements(recipe.id, |entries| {
-            let labels = Graded {
-                entries: entries.peekable(),
-                scale: scale(&recipe.spec),
-                ledger,
-            };
-            for label in labels {
+            for label in labels_of(entries, &recipe.spec, ledger) {
                 let label = label?;
                 found.insert((label.query_id.clone(), label.document_id.clone()), label);
             }
@@ -263,11 +265,12 @@ pub(crate) fn labels(ledger: &Path, recipe: &Value) -> Result<HashMap<(String, S
 }
 
 /// What the scores of a recipe are, if it is a reranker's.
-fn scale(recipe: &Value) -> Scale {
+pub(crate) fn scale_of(recipe: &Value) -> Scale {
     Scale::deserialize(&recipe["scale"]).unwrap_or(Scale::Probability)
 }
 
-fn chosen(
+/// The recipe of that number, or the only one whose judgements are labels.
+pub(crate) fn chosen(
     mut recipes: Vec<RecipeStatus>,
     wanted: Option<i64>,
     ledger: &Path,
@@ -292,129 +295,4 @@ fn chosen(
             },
         }),
     }
-}
-
-/// A judgement that was made elsewhere.
-#[derive(Deserialize)]
-struct Imported {
-    query_id: String,
-    document_id: String,
-    probabilities: Vec<f64>,
-    #[serde(default = "whole")]
-    mass: f64,
-    text: Option<String>,
-    at: Option<String>,
-}
-
-fn whole() -> f64 {
-    1.0
-}
-
-/// Puts judgements into a job's ledger that its teacher and prompt made elsewhere, as if they had
-/// been asked for now; returns how many. What the ledger has an answer to already stays.
-///
-/// # Errors
-/// A malformed line, a label outside the scale or one about other texts than the collection has
-/// (file and line); nothing is imported then.
-pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
-    let teacher = Teacher::new(settings)?;
-    if teacher.kind != Kind::Graded {
-        let problem = "prompt: judgements can be imported of one document each, and this one asks \
-                       about several";
-        return Err(Error::Setting(problem.to_owned()));
-    }
-    let collection = Collection::read(&settings.collection)?;
-    let top_grade = teacher.top_grade();
-    let expected = r#"{"query_id", "document_id", "probabilities"}"#;
-    let rows = jsonl::read_numbered::<Imported>(file, expected)?;
-    let redactor = Redactor::new(settings, || {
-        let mut texts = BTreeSet::new();
-        for (_, row) in &rows {
-            texts.insert(collection.query(&row.query_id, file)?.text.clone());
-            texts.insert(collection.document(&row.document_id, file)?.full_text());
-        }
-        Ok(texts)
-    })?;
-    let mut entries = Vec::new();
-    for (line, row) in rows {
-        let refused = |problem: String| {
-            Error::Data(retort_data::Error::Row {
-                path: file.to_owned(),
-                line,
-                problem,
-            })
-        };
-        let query = collection.query(&row.query_id, file)?;
-        let document = collection.document(&row.document_id, file)?;
-        let text = text_digest(query, document);
-        if row.text.is_some_and(|judged| judged != text) {
-            return Err(refused(
-                "was made on other texts than the collection has now".to_owned(),
-            ));
-        }
-        let label = Label {
-            query_id: row.query_id,
-            document_id: row.document_id,
-            grade: expected_grade(&row.probabilities),
-            probabilities: row.probabilities,
-            mass: row.mass,
-            samples: 1,
-            text,
-            at: row.at.unwrap_or_else(now),
-        };
-        if let Some(problem) = label.problem(top_grade) {
-            return Err(refused(problem));
-        }
-        let shown = redactor.redact(&query.text, &[document.full_text()])?;
-        entries.push(Entry {
-            key: Key::new(
-                &teacher.recipe_digest,
-                0,
-                &shown.query,
-                &[&shown.documents[0]],
-            ),
-            query_id: label.query_id,
-            document_ids: vec![label.document_id],
-            sample: 0,
-            text: label.text,
-            ended: Ok(json!({"probabilities": label.probabilities, "mass": label.mass})),
-            at: label.at,
-        });
-    }
-    let mut ledger = Ledger::open(&settings.ledger)?;
-    let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
-    let mut aliases = Vec::new();
-    let mut imported = HashMap::new();
-    for entry in &entries {
-        let alias = Alias {
-            key: entry.key,
-            query_id: entry.query_id.clone(),
-            document_ids: entry.document_ids.clone(),
-            text: entry.text.clone(),
-        };
-        let found = ledger.find(&entry.key)?;
-        let is_known = found
-            .as_ref()
-            .is_some_and(|found| found.outcome == Outcome::Ok);
-        let first = (!is_known).then(|| imported.entry(entry.key).or_insert_with(|| alias.clone()));
-        // Another pair may have the same texts.
-        let shares = match found {
-            Some(found) => !found.is_of(&alias),
-            None => first.is_some_and(|first| *first != alias),
-        };
-        if shares {
-            aliases.push(alias);
-        }
-    }
-    let imported = imported.len();
-    ledger.add_aliases(&aliases)?;
-    ledger.commit(&[Record::Batch(Batch {
-        recipe,
-        model: None,
-        entries,
-        reply: None,
-        request_id: None,
-    })])?;
-    ledger.close()?;
-    Ok(imported)
 }

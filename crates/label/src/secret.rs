@@ -108,18 +108,29 @@ impl Secret {
         text
     }
 
-    /// A reply's body without the key, even where JSON spells it with escapes.
+    /// A reply's body without the key, even where JSON spells it with escapes; of a file of many
+    /// lines, each by itself.
     pub(crate) fn removed_from_reply(&self, body: &str) -> String {
-        if body.contains('\\')
-            && let Ok(json) = serde_json::from_str::<Value>(body)
-        {
-            let unescaped = json.to_string();
-            let removed = self.removed_from(&unescaped);
-            if removed != unescaped {
-                return removed;
-            }
+        if !body.contains('\\') {
+            return self.removed_from(body);
         }
-        self.removed_from(body)
+        let Ok(json) = serde_json::from_str::<Value>(body) else {
+            let lines: Vec<&str> = body.split('\n').collect();
+            return match &*lines {
+                [line] => self.removed_from(line),
+                lines => (lines.iter())
+                    .map(|line| self.removed_from_reply(line))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            };
+        };
+        let unescaped = json.to_string();
+        let removed = self.removed_from(&unescaped);
+        if removed == unescaped {
+            self.removed_from(body)
+        } else {
+            removed
+        }
     }
 }
 
@@ -173,6 +184,10 @@ mod tests {
         assert_eq!(
             key.removed_from_reply(r#"{"m":"\u0073k-0123456789abcdefghij","n":"\/"}"#),
             r#"{"m":"[key]","n":"/"}"#
+        );
+        assert_eq!(
+            key.removed_from_reply("{\"m\":\"\\u0073k-0123456789abcdefghij\"}\n{\"m\":\"\\/\"}\n"),
+            "{\"m\":\"[key]\"}\n{\"m\":\"\\/\"}\n"
         );
         let untouched = r#"{"m":"\/"}"#;
         assert_eq!(key.removed_from_reply(untouched), untouched);

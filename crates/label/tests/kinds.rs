@@ -10,10 +10,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use common::batches::{BatchServer, End, File, line};
 use common::{Act, Job, Seen, Server, completion, documents};
 use retort_data::label_set::{self, LabelSet};
 use retort_label::ledger::{Outcome, Reader};
-use retort_label::{Collected, Error, LabelSettings, PositionBias, Progress, collect};
+use retort_label::{
+    Collected, Error, LabelSettings, PositionBias, Progress, collect, collect_in_batches,
+};
 use serde_json::{Value, json};
 
 async fn run(settings: &LabelSettings) -> Result<Collected, Error> {
@@ -418,4 +421,103 @@ async fn what_a_kind_can_not_do_is_refused_before_anything_is_sent() {
     let error = retort_label::import(&job.path("made.jsonl"), &settings).unwrap_err();
     assert!(error.to_string().contains("one document each"), "{error}");
     assert!(!job.ledger().exists());
+}
+
+/// What a teacher says to a request of any kind, in the form of its dialect.
+fn said(body: &Value) -> Value {
+    let messages = body["messages"].as_array().unwrap();
+    let shown = documents(messages.last().unwrap()["content"].as_str().unwrap());
+    let p = match *shown {
+        [one] => sigmoid(relevance(one)),
+        [a, b] => sigmoid(relevance(a) - relevance(b)),
+        _ => f64::NAN,
+    };
+    let answers = if shown.len() == 1 {
+        ["yes", "no"]
+    } else {
+        ["A", "B"]
+    };
+    if body["logprobs"] == true {
+        return completion(&[(answers[0], p), (answers[1], 1.0 - p)], (80, 1));
+    }
+    let written = if p.is_nan() {
+        let mut places: Vec<usize> = (0..shown.len()).collect();
+        places.sort_by(|a, b| relevance(shown[*b]).total_cmp(&relevance(shown[*a])));
+        let named: Vec<String> = places.iter().map(|at| format!("[{}]", at + 1)).collect();
+        named.join(" > ")
+    } else {
+        answers[usize::from(p < 0.5)].to_owned()
+    };
+    if body["system"].is_string() {
+        return json!({"model": "m", "content": [{"type": "text", "text": written}],
+            "usage": {"input_tokens": 80, "output_tokens": 9}});
+    }
+    let choice = json!({"finish_reason": "stop", "message": {"content": written}});
+    json!({"model": "m", "choices": [choice], "usage": {"prompt_tokens": 80, "completion_tokens": 9}})
+}
+
+/// A batch whose lines are in the form of their dialect; the first comes back without every third.
+fn batched(number: usize, requests: &[Value]) -> End {
+    let of_one = |request: &Value| match &request["body"] {
+        Value::Null => {
+            let result = json!({"type": "succeeded", "message": said(&request["params"])});
+            json!({"custom_id": request["custom_id"], "result": result}).to_string()
+        }
+        body => line(request, 200, &said(body), &Value::Null),
+    };
+    let kept = requests
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| number > 0 || place % 3 != 2);
+    End {
+        status: "completed",
+        output: File::Lines(kept.map(|(_, one)| of_one(one)).collect()),
+        errors: File::Null,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn judgements_of_every_kind_come_in_batches_as_they_come_one_by_one() {
+    const YES_NO: &str = "answers = ['no', 'yes']\nsystem = 'Does it fit?'\n\
+                          user = '{{ query }}: {{ document }}'";
+    const WRITTEN: &str = "log_probabilities = false\n";
+    const ANTHROPIC: &str = "dialect = 'anthropic'\nlog_probabilities = false\n";
+    for (prompt, of_teacher) in [
+        (YES_NO, ""),
+        (YES_NO, ANTHROPIC),
+        (PAIRWISE, ""),
+        (PAIRWISE, ANTHROPIC),
+        (LISTWISE, WRITTEN),
+        (LISTWISE, ANTHROPIC),
+    ] {
+        let job = Job::new(60);
+        std::fs::write(job.path("prompt.toml"), prompt).unwrap();
+        let labels = |ledger: &Path, name: &str| {
+            retort_label::seal(ledger, None, None, &job.path(name)).unwrap();
+            let mut labels = label_set::read(&job.path(name)).unwrap().labels;
+            for label in &mut labels {
+                label.at.clear();
+            }
+            labels
+        };
+        let server = Server::start(|seen| reply(&said(&seen.body)));
+        run(&job.settings(&server, of_teacher)).await.unwrap();
+        let one_by_one = labels(&job.ledger(), "one-by-one");
+        assert_eq!(one_by_one.len(), 60);
+
+        let server = BatchServer::start(batched);
+        server.end();
+        let mut settings: LabelSettings =
+            toml::from_str(&job.toml(&server.url, of_teacher)).unwrap();
+        settings.ledger = job.path("batched.sqlite");
+        settings.teacher.batch.poll_seconds = 0;
+        let never = std::future::pending();
+        let done = collect_in_batches(&settings, false, true, |_: Progress| (), never).await;
+        assert!(done.is_ok(), "{done:?}");
+        assert_eq!(server.count(), 2);
+        assert!(
+            labels(&settings.ledger, "batched") == one_by_one,
+            "{prompt}{of_teacher}"
+        );
+    }
 }

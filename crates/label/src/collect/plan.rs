@@ -1,5 +1,7 @@
 //! What a job would do.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,6 +13,7 @@ use crate::ledger::Reader;
 use crate::money::Amount;
 use crate::questions::Questions;
 use crate::redact::Counts;
+use crate::shard::Whole;
 
 /// What a job would do (`--dry-run`).
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +24,8 @@ pub struct Plan {
     pub known: usize,
     /// Of them, those that had ended without one before and are not asked again.
     pub given_up: usize,
+    /// Of them, those that are in batches which have not come back.
+    pub pending: usize,
     /// Questions that would be asked.
     pub to_ask: usize,
     /// Requests of the preflight, before them.
@@ -68,14 +73,20 @@ pub(crate) fn plan_of(
     } else {
         None
     };
-    questions.choose(again, |key| match &ledger {
-        Some(ledger) => ledger.find(key),
-        None => Ok(None),
+    let whole = Whole::of(settings)?;
+    let out = match &ledger {
+        Some(ledger) => ledger.in_batches()?,
+        None => HashSet::new(),
+    };
+    questions.choose(again, &out, |key| match &ledger {
+        Some(ledger) => whole.or_known(key, ledger.find(key)?),
+        None => whole.or_known(key, None),
     })?;
     let mut plan = Plan {
         questions: questions.all,
         known: questions.known,
         given_up: questions.given_up,
+        pending: questions.pending,
         to_ask: questions.asked.len(),
         preflight_requests: 0,
         most_tokens: 0,
@@ -89,7 +100,14 @@ pub(crate) fn plan_of(
         None => Vec::new(),
     };
     let script = questions.script(teacher);
-    for replica in &teacher.replicas {
+    let files = settings.teacher.batch.folder.as_ref();
+    let files = files.filter(|_| settings.in_batches);
+    plan.destinations.extend(files.map(|folder| Destination {
+        endpoint: folder.display().to_string(),
+        reach: "files on this machine",
+    }));
+    let replicas = teacher.replicas.iter().filter(|_| files.is_none());
+    for replica in replicas {
         plan.destinations.push(Destination {
             endpoint: replica.name().to_owned(),
             reach: replica.reach(),
@@ -98,14 +116,14 @@ pub(crate) fn plan_of(
         if is_tried && held(&passed, replica, &script, settings).is_none() {
             for request in requests(&script, &*teacher.dialect)? {
                 plan.preflight_requests += 1;
-                plan.add(worst_case(&request, settings));
+                plan.add(worst_case(&request, &settings.teacher.price));
             }
         }
     }
     for place in 0..questions.asked.len() {
         let asked = questions.at(place)?;
         let request = teacher.dialect.request(&[&asked.texts])?;
-        plan.add(worst_case(&request, settings));
+        plan.add(worst_case(&request, &settings.price()));
         for (kind, count) in asked.redacted.iter().flatten() {
             *plan.redacted.entry(*kind).or_insert(0) += count;
         }

@@ -28,28 +28,52 @@ const REST_OF_THE_RUN: Duration = Duration::from_hours(24 * 365);
 /// # Errors
 /// Bad input, before anything is sent; an endpoint that fails or does not answer; the budget.
 pub async fn preflight(settings: &LabelSettings) -> Result<Vec<Preflight>> {
+    match tried(start(settings).await?, &[]).await? {
+        Tried { gone: None, passed } => Ok(passed),
+        Tried {
+            gone: Some(problem),
+            ..
+        } => Err(Error::Gone { problem }),
+    }
+}
+
+/// Tries the endpoints of a job that has something to ask, where no earlier preflight holds.
+pub(crate) async fn try_endpoints(settings: &LabelSettings) -> Result<()> {
+    let started = start(settings).await?;
+    if !started.job.questions.asked.is_empty() {
+        let known = started.job.passed.clone();
+        tried(started, &known).await?;
+    }
+    Ok(())
+}
+
+async fn start(settings: &LabelSettings) -> Result<Started> {
     let teacher = Teacher::new(settings)?;
     let questions = Questions::read(settings, &teacher)?;
+    Started::new(settings, teacher, questions, false).await
+}
+
+/// Tries the endpoints that `known` says too little of, and ends the run.
+async fn tried(started: Started, known: &[Preflight]) -> Result<Tried> {
     let Started {
         job,
         written,
         // The job is stopped when nobody holds this.
         stopping: _stopping,
         ..
-    } = Started::new(settings, teacher, questions, false).await?;
+    } = started;
     let mut stopped = job.stopped.clone();
-    let tried = job.preflight(&[], &mut stopped).await;
+    let tried = job.preflight(known, &mut stopped).await;
     let budget = Arc::clone(&job.budget);
     drop(job);
     close(written, &budget).await?;
     match tried {
-        Ok(Tried { gone: None, passed }) => Ok(passed),
-        Ok(Tried {
-            gone: Some(problem),
-            ..
-        }) => Err(Error::Gone { problem }),
+        Ok(tried) => Ok(tried),
         Err(Halt::Because(error)) => Err(error),
-        Err(Halt::Stopped) => Ok(Vec::new()),
+        Err(Halt::Stopped) => Ok(Tried {
+            passed: Vec::new(),
+            gone: None,
+        }),
     }
 }
 

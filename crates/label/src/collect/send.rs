@@ -7,14 +7,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Halt, Job, unless};
+use crate::Result;
 use crate::dialect::{self, Problem, Request, Texts};
-use crate::job::LabelSettings;
 use crate::ledger::{Attempt, Record, now};
 use crate::limits::Pass;
-use crate::money::{Amount, Held, Settled, Usage};
+use crate::money::{Amount, Held, Price, Settled, Usage};
 use crate::redact::Counts;
 use crate::replica::{NoReply, Replica, Reply};
-use crate::{Error, Result};
 
 /// A request that left and is over. Its attempt is still to be put on record ([`Job::record`]).
 pub(super) struct Sent<'a> {
@@ -95,17 +94,7 @@ impl Job {
             match self.budget.reserve(worst) {
                 Ok(is_on_record) => break is_on_record,
                 Err(Held::ForNow) => unless(stopped, settled).await?,
-                Err(Held::ForGood) => {
-                    let spent = self.budget.spent();
-                    let (money, tokens) = (spent.micros as f64 / 1e6, spent.tokens);
-                    let spent = format!(
-                        "{money:.6} in money and {tokens} tokens are spent, and the next request \
-                         could take {:.6} and {}",
-                        worst.micros as f64 / 1e6,
-                        worst.tokens
-                    );
-                    return Err(Halt::Because(Error::Budget { spent }));
-                }
+                Err(Held::ForGood) => return Err(Halt::Because(self.budget.used_up(worst))),
             }
         };
         let reservation = Reservation {
@@ -121,17 +110,7 @@ impl Job {
 
     fn worst_case(&self, request: &Request) -> Amount {
         let factor = *self.factor.lock().unwrap_or_else(PoisonError::into_inner);
-        let worst = worst_case(request, &self.settings);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a product of positive numbers far below 2^53"
-        )]
-        let times = |amount: u64| (amount as f64 * factor).ceil() as u64;
-        Amount {
-            micros: times(worst.micros),
-            tokens: times(worst.tokens),
-        }
+        worst_case(request, &self.settings.teacher.price).times(factor)
     }
 
     async fn attempt(
@@ -228,20 +207,14 @@ impl Job {
         }
     }
 
-    fn usage(&self, (input, output): (u64, u64), cached: u64, estimated: bool) -> Usage {
-        Usage {
-            input_tokens: input,
-            cached_tokens: cached,
-            output_tokens: output,
-            micros: self.settings.teacher.price.micros(input, cached, output),
-            estimated,
-        }
+    fn usage(&self, tokens: (u64, u64), cached: u64, estimated: bool) -> Usage {
+        (self.settings.teacher.price).usage(tokens, cached, estimated)
     }
 
     /// A teacher that bills more than it can have been sent (it thinks, or counts otherwise) is
     /// reserved more for from now on.
     fn learn(&self, request: &Request, usage: &Usage) {
-        let worst = worst_case(request, &self.settings);
+        let worst = worst_case(request, &self.settings.teacher.price);
         let over = |used: u64, worst: u64| used as f64 / worst.max(1) as f64;
         let over = over(usage.tokens(), worst.tokens).max(over(usage.micros, worst.micros));
         let mut factor = self.factor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,11 +253,11 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// What a request can't cost more than, by the prices in the settings.
-pub(super) fn worst_case(request: &Request, settings: &LabelSettings) -> Amount {
+/// What a request can't cost more than.
+pub(crate) fn worst_case(request: &Request, price: &Price) -> Amount {
     let (read, written) = request.most_tokens;
     Amount {
-        micros: settings.teacher.price.micros(read, 0, written),
+        micros: price.micros(read, 0, written),
         tokens: read + written,
     }
 }

@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use super::send::{Answers, Attempted};
 use super::{Ended, Halt, Job, unless};
 use crate::dialect::{Problem, Texts};
-use crate::job::OnChange;
 use crate::ledger::{Batch, Entry, Key, Outcome, Record, now};
 use crate::questions::Asked;
 use crate::redact::Counts;
@@ -236,23 +235,7 @@ impl Job {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(model.to_owned());
-        let Some(before) = before.filter(|before| before != model) else {
-            return Ok(());
-        };
-        let problem = format!("it calls its model {model:?} now, and {before:?} before");
-        match self.settings.teacher.on_model_change {
-            OnChange::Warn => {
-                tracing::warn!("{problem}");
-                Ok(())
-            }
-            OnChange::Stop => Err(Halt::Because(Error::Teacher {
-                url: self.settings.teacher.endpoints.join(", "),
-                problem: format!(
-                    "{problem}: name one exact model in [teacher] model, or run again to go on \
-                     with this one"
-                ),
-            })),
-        }
+        Ok((self.settings.teacher).note_model(before.as_deref(), model)?)
     }
 
     /// Counts questions that ended in vain.

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, Row};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Entry, Found, Key, Outcome, Spent, check_version, find, last_preflights, spent};
+use super::schema::{VERSION, connect, version};
+use super::{Entry, Found, Key, Outcome, Spent, find, last_preflights, spent};
 use crate::preflight::Preflight;
 use crate::{Error, Result};
 
@@ -37,16 +38,23 @@ pub struct RecipeStatus {
 }
 
 impl Reader {
-    /// Opens a ledger to read.
+    /// Opens a ledger to read; an older one becomes the newest version first.
     ///
     /// # Errors
-    /// A file that is missing, no ledger, or of another version.
+    /// A file that is missing, no ledger, or of a newer version; an I/O error.
     pub fn open(path: &Path) -> Result<Self> {
         // SQLite's own message for a missing file does not say which.
         fs::metadata(path)?;
-        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map_err(|error| Error::ledger(path, error))?;
-        check_version(&db, path)?;
+        let open = || {
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+                .map_err(|error| Error::ledger(path, error))
+        };
+        let mut db = open()?;
+        if version(&db, path)? < VERSION {
+            drop(db);
+            connect(path)?;
+            db = open()?;
+        }
         Ok(Self {
             db,
             path: path.to_owned(),
@@ -109,36 +117,42 @@ impl Reader {
         recipe: i64,
         consume: impl FnOnce(&mut dyn Iterator<Item = Result<Entry>>) -> Result<T>,
     ) -> Result<T> {
-        let sql = "SELECT key, query_id, document_ids, sample, text, answer, at, rowid \
-                   FROM judgement WHERE recipe = ?1 AND outcome = 'ok' \
-                   UNION ALL \
-                   SELECT key, alias.query_id, alias.document_ids, sample, alias.text, answer, at, \
-                   judgement.rowid FROM alias JOIN judgement USING (key) \
-                   WHERE recipe = ?1 AND outcome = 'ok' \
-                   ORDER BY 2, 3, 8";
+        self.sourced(recipe, "AND outcome = 'ok'", |entries| {
+            consume(&mut entries.map(|one| Ok(one?.entry)))
+        })
+    }
+
+    /// As [`Self::judgements`], of all questions that ended, however they did.
+    pub(crate) fn ended<T>(
+        &self,
+        recipe: i64,
+        consume: impl FnOnce(&mut dyn Iterator<Item = Result<Sourced>>) -> Result<T>,
+    ) -> Result<T> {
+        self.sourced(recipe, "", consume)
+    }
+
+    fn sourced<T>(
+        &self,
+        recipe: i64,
+        only: &str,
+        consume: impl FnOnce(&mut dyn Iterator<Item = Result<Sourced>>) -> Result<T>,
+    ) -> Result<T> {
+        let sql = format!(
+            "SELECT j.query_id, j.document_ids, j.at, j.rowid, j.key, j.sample, j.text, \
+             j.outcome, j.answer, j.problem, j.request_id, epoch.model \
+             FROM judgement AS j LEFT JOIN epoch ON epoch.id = j.epoch \
+             WHERE j.recipe = ?1 {only} \
+             UNION ALL \
+             SELECT alias.query_id, alias.document_ids, j.at, j.rowid, j.key, j.sample, alias.text, \
+             j.outcome, j.answer, j.problem, j.request_id, epoch.model \
+             FROM alias JOIN judgement AS j USING (key) LEFT JOIN epoch ON epoch.id = j.epoch \
+             WHERE j.recipe = ?1 {only} \
+             AND (alias.query_id <> j.query_id OR alias.document_ids <> j.document_ids) \
+             ORDER BY 1, 2, 3, 4"
+        );
         let broken = |error| Error::ledger(&self.path, error);
-        let mut select = self.db.prepare(sql).map_err(broken)?;
-        let rows = select
-            .query_map([recipe], |row| {
-                let json = |index| {
-                    let text: String = row.get(index)?;
-                    serde_json::from_str(&text).map_err(|error| {
-                        rusqlite::Error::FromSqlConversionFailure(index, Type::Text, error.into())
-                    })
-                };
-                let document_ids: Value = json(2)?;
-                let ids = document_ids.as_array().into_iter().flatten();
-                Ok(Entry {
-                    key: Key(row.get(0)?),
-                    query_id: row.get(1)?,
-                    document_ids: ids.filter_map(|id| Some(id.as_str()?.to_owned())).collect(),
-                    sample: row.get(3)?,
-                    text: row.get(4)?,
-                    ended: Ok(json(5)?),
-                    at: row.get(6)?,
-                })
-            })
-            .map_err(broken)?;
+        let mut select = self.db.prepare(&sql).map_err(broken)?;
+        let rows = select.query_map([recipe], sourced).map_err(broken)?;
         consume(&mut rows.map(|row| row.map_err(broken)))
     }
 
@@ -188,4 +202,48 @@ fn preflights(db: &Connection, recipe: i64) -> rusqlite::Result<Vec<Preflight>> 
         }
     }
     Ok(found)
+}
+
+/// An entry, and whose word it is.
+pub(crate) struct Sourced {
+    pub(crate) entry: Entry,
+    /// The model, as the reply named it.
+    pub(crate) model: Option<String>,
+    /// The server's name for the request.
+    pub(crate) request_id: Option<String>,
+}
+
+fn sourced(row: &Row) -> rusqlite::Result<Sourced> {
+    fn malformed(
+        index: usize,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> rusqlite::Error {
+        rusqlite::Error::FromSqlConversionFailure(index, Type::Text, error.into())
+    }
+    let document_ids: String = row.get(1)?;
+    let outcome: String = row.get(7)?;
+    let ended = match outcome
+        .parse()
+        .map_err(|problem: String| malformed(7, problem))?
+    {
+        Outcome::Ok => {
+            let answer: String = row.get(8)?;
+            Ok(serde_json::from_str(&answer).map_err(|error| malformed(8, error))?)
+        }
+        outcome => Err((outcome, row.get(9)?)),
+    };
+    Ok(Sourced {
+        entry: Entry {
+            key: Key(row.get(4)?),
+            query_id: row.get(0)?,
+            document_ids: serde_json::from_str(&document_ids)
+                .map_err(|error| malformed(1, error))?,
+            sample: row.get(5)?,
+            text: row.get(6)?,
+            ended,
+            at: row.get(2)?,
+        },
+        model: row.get(11)?,
+        request_id: row.get(10)?,
+    })
 }

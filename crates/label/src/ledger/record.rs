@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -33,6 +33,11 @@ impl Key {
         Self(hasher.finalize().into())
     }
 
+    /// As 64 hexadecimal digits.
+    pub(crate) fn hex(&self) -> String {
+        retort_files::hex(&self.0)
+    }
+
     /// The key's first digits, for a prompt to mark the bounds of the texts with.
     pub(crate) fn nonce(&self) -> String {
         retort_files::hex(&self.0[..NONCE_DIGITS / 2])
@@ -45,7 +50,7 @@ impl Key {
 }
 
 /// How a question ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// With a judgement.
@@ -236,6 +241,15 @@ pub struct Spent {
     pub tokens: u64,
     /// Millionths of the currency.
     pub micros: u64,
+}
+
+impl Spent {
+    pub(crate) fn amount(self) -> Amount {
+        Amount {
+            micros: self.micros,
+            tokens: self.tokens,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl Reader {
         self.sql(|db| {
             let mut select = db.prepare(
                 "SELECT endpoint, count(*), sum(sent_bytes), sum(input_tokens) FROM attempt \
-                 WHERE sent_bytes > 0 OR endpoint = '' GROUP BY endpoint",
+                 WHERE sent_bytes > 0 OR input_tokens > 0 OR endpoint = '' GROUP BY endpoint",
             )?;
             let mut rows = select.query([])?;
             while let Some(row) = rows.next()? {

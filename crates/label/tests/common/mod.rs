@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod batches;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -90,24 +92,7 @@ struct Shared {
 impl Shared {
     /// Reads one request and acts on it; `None` when the connection is over.
     fn serve(&self, stream: &TcpStream) -> Option<()> {
-        let mut reader = BufReader::new(stream);
-        let mut length = 0;
-        let mut headers = String::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().ok()?;
-            }
-            if line == "\r\n" {
-                break;
-            }
-            headers += &line;
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
+        let (headers, body) = read_request(stream)?;
         let body: Value = serde_json::from_slice(&body).ok()?;
         let question = match body["messages"].as_array() {
             Some(messages) => messages.last()?["content"].as_str()?.to_owned(),
@@ -134,6 +119,29 @@ impl Shared {
         self.at_once.fetch_sub(1, Ordering::SeqCst);
         goes_on
     }
+}
+
+/// The first line and the headers of a request, and its body; `None` when the connection is over.
+fn read_request(stream: &TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    let mut headers = String::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+        if line == "\r\n" {
+            break;
+        }
+        headers += &line;
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((headers, body))
 }
 
 fn carry_out(act: Act, mut stream: &TcpStream) -> Option<()> {
@@ -211,9 +219,13 @@ pub(crate) fn completion(alternatives: &[(&str, f64)], tokens: (u64, u64)) -> Va
 
 /// The reply that a document should get.
 pub(crate) fn graded(document: usize) -> Act {
+    Act::Reply(200, String::new(), grades(document).to_string())
+}
+
+/// What it holds.
+pub(crate) fn grades(document: usize) -> Value {
     let p = 0.2 + 0.7 * (document % 97) as f64 / 97.0;
-    let body = completion(&[("1", p), ("0", 1.0 - p)], (40, 1));
-    Act::Reply(200, String::new(), body.to_string())
+    completion(&[("1", p), ("0", 1.0 - p)], (40, 1))
 }
 
 /// A collection of `pairs` documents, twenty a query, and a job about it.
@@ -298,4 +310,29 @@ pub(crate) fn rows(ledger: &Path) -> Vec<(usize, String)> {
         })
         .unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+/// Every row of every table of a ledger, as text.
+pub(crate) fn dump(ledger: &Path) -> Vec<String> {
+    let db = rusqlite::Connection::open(ledger).unwrap();
+    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
+    let mut select = db.prepare(tables).unwrap();
+    let tables = select.query_map([], |row| row.get(0)).unwrap();
+    let mut rows = Vec::new();
+    for table in tables {
+        let table: String = table.unwrap();
+        let mut select = db.prepare(&format!("SELECT * FROM {table}")).unwrap();
+        let columns = select.column_count();
+        let of_table = select
+            .query_map([], |row| {
+                let values =
+                    (0..columns).map(|column| row.get::<_, rusqlite::types::Value>(column));
+                let values: Vec<_> = values.collect::<rusqlite::Result<_>>()?;
+                Ok(format!("{table}: {values:?}"))
+            })
+            .unwrap();
+        rows.extend(of_table.map(Result::unwrap));
+    }
+    rows.sort();
+    rows
 }

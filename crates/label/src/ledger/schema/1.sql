@@ -1,4 +1,5 @@
--- The ledger of judgements, version 2. One file a project; any SQLite reads it.
+-- The ledger of judgements, version 1. One file a project; any SQLite reads it. Further versions are
+-- the files beside this one, each what it changes; a ledger goes through all of them.
 
 -- What determines a judgement besides the texts: model, prompt, sampling. Its digest is in every key.
 CREATE TABLE recipe (
@@ -9,11 +10,11 @@ CREATE TABLE recipe (
 
 -- A teacher for as long as it answered under one model name and build.
 CREATE TABLE epoch (
-  id        INTEGER PRIMARY KEY,
-  recipe    INTEGER NOT NULL REFERENCES recipe (id),
-  model     TEXT NOT NULL,       -- as the replies name it; empty where they name none
-  preflight TEXT,                -- JSON array: what it found at each endpoint, if one was made
-  began_at  TEXT NOT NULL
+  id       INTEGER PRIMARY KEY,
+  recipe   INTEGER NOT NULL REFERENCES recipe (id),
+  model    TEXT NOT NULL,        -- as the replies name it
+  probe    TEXT,                 -- JSON: what the preflight found
+  began_at TEXT NOT NULL
 ) STRICT;
 
 -- One run of `retort label`. What may be in flight is on record before it is sent, so that a run
@@ -50,12 +51,11 @@ CREATE TABLE judgement (
   at           TEXT NOT NULL
 ) STRICT;
 
--- Other pairs with the very texts of a judgement, as far as a teacher sees them: they share it.
+-- Other pairs with the very texts of a judgement: they share it.
 CREATE TABLE alias (
   key          BLOB NOT NULL,
   query_id     TEXT NOT NULL,
   document_ids TEXT NOT NULL,         -- JSON array
-  text         TEXT NOT NULL,         -- digests of their own texts: redaction may hide a difference
   PRIMARY KEY (key, query_id, document_ids)
 ) STRICT, WITHOUT ROWID;
 
@@ -68,8 +68,6 @@ CREATE TABLE attempt (
   status        INTEGER,             -- none where no reply came
   problem       TEXT,
   latency_ms    INTEGER NOT NULL,
-  sent_bytes    INTEGER NOT NULL,    -- of the body; 0 where there was no connection
-  redacted      TEXT,                -- JSON: what was replaced in its texts, by kind; none: nothing
   input_tokens  INTEGER NOT NULL,
   cached_tokens INTEGER NOT NULL,
   output_tokens INTEGER NOT NULL,

@@ -1,0 +1,438 @@
+//! Labelling through a teacher's batch interface: cheaper, slower, and it survives us.
+//!
+//! ```text
+//! questions ─▷ batch (ledger) ─▷ upload ─▷ … hours … ─▷ lines ─▷ judgements (ledger)
+//! ```
+//!
+//! One command does whatever can be done now: it takes in what has ended, sends what nobody asked
+//! yet, and says what is still out. A batch is on record before it leaves, under a name that the
+//! interface is given as well; after a crash it is looked for there before anything is sent again.
+//! What came back is matched by the questions' keys alone: lines are missing, doubled, reordered
+//! or of something else, whatever the batch says it ended as.
+
+mod anthropic;
+mod files;
+mod openai;
+mod reconcile;
+mod remote;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::collect::{Collected, Progress, try_endpoints, worst_case};
+use crate::dialect::Problem;
+use crate::job::{LabelSettings, Teacher};
+use crate::ledger::{Attempt, Ledger, OpenBatch, Outcome, Posed, now};
+use crate::money::{Amount, Budget, Usage};
+use crate::questions::Questions;
+use crate::redact::Counts;
+use crate::shard::Whole;
+use crate::{Error, Result};
+use remote::{Remote, Search, Sought};
+
+/// How batches are sent (`[teacher.batch]`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchSettings {
+    /// Requests in one batch, at most.
+    pub requests: usize,
+    /// Batches that are out at once, at most.
+    pub at_once: usize,
+    /// How long to wait between two looks.
+    pub poll_seconds: u64,
+    /// What stands before `chat/completions` in the lines of a batch.
+    pub prefix: String,
+    /// Where files for `vllm run-batch` go; without it, batches go to the endpoint.
+    pub folder: Option<PathBuf>,
+}
+
+impl Default for BatchSettings {
+    fn default() -> Self {
+        Self {
+            requests: 10_000,
+            at_once: 100,
+            poll_seconds: 60,
+            prefix: "/v1/".to_owned(),
+            folder: None,
+        }
+    }
+}
+
+/// The most bytes in one batch: below what OpenAI (200 MB) and Anthropic (256 MB) take.
+const MOST_BYTES: usize = 150 << 20;
+
+/// Runs a labelling job through the teacher's batch interface, as far as it goes now: with `wait`
+/// until all has come back, else until there is nothing to do but to wait. `again` and `stop` are
+/// those of [`collect`](crate::collect()).
+///
+/// # Errors
+/// [`Error::Pending`] while questions are with the teacher, else as `collect`. What was answered
+/// is in the ledger whatever happens.
+pub async fn collect_in_batches(
+    settings: &LabelSettings,
+    again: bool,
+    wait: bool,
+    mut report: impl FnMut(Progress),
+    stop: impl Future<Output = &'static str>,
+) -> Result<Collected> {
+    tokio::pin!(stop);
+    if settings.preflight && settings.teacher.batch.folder.is_none() {
+        tokio::select! {
+            tried = try_endpoints(settings) => tried?,
+            signal = &mut stop => return Err(Error::Interrupted { signal, labelled: 0 }),
+        }
+    }
+    let settings = LabelSettings {
+        in_batches: true,
+        ..settings.clone()
+    };
+    let teacher = Teacher::new(&settings)?;
+    let remote = Remote::new(&settings, &teacher)?;
+    let questions = Questions::read(&settings, &teacher)?;
+    let mut ledger = Ledger::open(&settings.ledger)?;
+    let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
+    let mut job = Job {
+        whole: Whole::of(&settings)?,
+        settings: &settings,
+        teacher: &teacher,
+        remote,
+        ledger,
+        recipe,
+        questions,
+        next: 0,
+        in_vain: false,
+        ended: BTreeMap::new(),
+    };
+    job.choose(again)?;
+    let before = job.questions.before(job.ledger.spent()?);
+    let total = job.questions.asked.len() + before.pending;
+    let done = tokio::select! {
+        done = job.run(wait, total, &mut report) => done,
+        // Wherever it is: nothing that was sent is lost, for it was on record before.
+        signal = &mut stop => Err(Error::Interrupted { signal, labelled: 0 }),
+    };
+    job.end(before, done)
+}
+
+struct Job<'a> {
+    settings: &'a LabelSettings,
+    teacher: &'a Teacher,
+    remote: Remote<'a>,
+    ledger: Ledger,
+    recipe: i64,
+    whole: Whole,
+    questions: Questions,
+    /// The next of the questions to send.
+    next: usize,
+    /// The last batches that came back had no answer at all: the same would come of sending more.
+    in_vain: bool,
+    /// How questions ended in this run, by the id that their lines bear; and why, if without an
+    /// answer.
+    ended: BTreeMap<String, (Outcome, Option<String>)>,
+}
+
+/// What a look at the batches that are out brought.
+#[derive(Default)]
+struct Looked {
+    /// Batches that came back, or turn out never to have arrived.
+    settled: usize,
+    /// Batches that came back.
+    came_back: usize,
+    answers: usize,
+}
+
+impl Job<'_> {
+    async fn run(
+        &mut self,
+        wait: bool,
+        total: usize,
+        report: &mut impl FnMut(Progress),
+    ) -> Result<()> {
+        loop {
+            let looked = self.look().await?;
+            if looked.came_back > 0 {
+                self.in_vain = looked.answers == 0;
+                report(self.progress(total)?);
+            }
+            if looked.settled > 0 {
+                self.choose(false)?;
+            }
+            if !self.in_vain {
+                self.submit().await?;
+            }
+            let out = self.open()?;
+            if out.is_empty() {
+                return Ok(());
+            }
+            if !wait {
+                let questions = out.iter().map(|batch| batch.questions).sum();
+                return Err(Error::Pending { questions });
+            }
+            let pause = self.settings.teacher.batch.poll_seconds;
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+        }
+    }
+
+    /// The batches of this job's teacher that are out.
+    fn open(&self) -> Result<Vec<OpenBatch>> {
+        let mut open = self.ledger.open_batches()?;
+        open.retain(|batch| batch.recipe == self.recipe);
+        Ok(open)
+    }
+
+    /// Takes in what has ended.
+    async fn look(&mut self) -> Result<Looked> {
+        let mut looked = Looked::default();
+        let mut stop = None;
+        for batch in self.open()? {
+            if batch.endpoint != self.remote.name() {
+                return Err(Error::Setting(format!(
+                    "[teacher] endpoints: a batch is out at {}: take it in there first",
+                    batch.endpoint
+                )));
+            }
+            match self.look_at(&batch, &mut looked).await {
+                Ok(problem) => stop = stop.or(problem),
+                // It stays out.
+                Err(Error::Gone { problem }) => tracing::warn!("batch {}: {problem}", batch.name),
+                Err(error) => return Err(error),
+            }
+        }
+        // All that has ended is taken in before the job stops.
+        match stop {
+            Some(error) => Err(error),
+            None => Ok(looked),
+        }
+    }
+
+    /// Takes a batch in if it has ended; returns why the job should stop, if it should.
+    async fn look_at(&mut self, batch: &OpenBatch, looked: &mut Looked) -> Result<Option<Error>> {
+        let remote = match &batch.remote {
+            Some(remote) => remote.clone(),
+            None => match self.search(batch).await? {
+                Search::Found(remote) => {
+                    self.ledger.batch_arrived(batch.id, &remote)?;
+                    remote
+                }
+                Search::Absent => {
+                    self.ledger.forget_batch(batch.id)?;
+                    looked.settled += 1;
+                    return Ok(None);
+                }
+                Search::Unclear => return Ok(None),
+            },
+        };
+        let Some(ended) = self.remote.ended(batch, &remote).await? else {
+            return Ok(None);
+        };
+        let lines = self.remote.results(&ended).await?;
+        let taken = self.take_in(batch, &remote, ended, lines)?;
+        looked.settled += 1;
+        looked.came_back += 1;
+        looked.answers += taken.answers;
+        Ok(taken.stop)
+    }
+
+    /// What became of a batch whose arrival nobody confirmed.
+    async fn search(&self, batch: &OpenBatch) -> Result<Search> {
+        let Some(left_at) = &batch.left_at else {
+            return Ok(Search::Absent);
+        };
+        let sought = Sought {
+            batch,
+            left: remote::seconds(left_at),
+            questions: &self.ledger.batch_questions(batch.id)?,
+            known: &self.ledger.remote_batches()?,
+        };
+        let found = self.remote.find(&sought).await?;
+        // Until the request's time is up it may be on its way.
+        let age = remote::seconds(&now()) - sought.left;
+        let is_late =
+            u64::try_from(age).is_ok_and(|age| age > self.settings.teacher.timeout_seconds);
+        Ok(match found {
+            Search::Absent if !is_late => Search::Unclear,
+            found => found,
+        })
+    }
+
+    /// Chooses what is to be sent: what has not ended and is in no batch, and what was chosen
+    /// before and is still to be sent.
+    fn choose(&mut self, again: bool) -> Result<()> {
+        let unsent = self.questions.asked.split_off(self.next);
+        let (ledger, whole) = (&self.ledger, &self.whole);
+        let find = |key: &_| whole.or_known(key, ledger.find(key)?);
+        let aliases = self.questions.choose(again, &ledger.in_batches()?, find)?;
+        self.ledger.add_aliases(&aliases)?;
+        let asked = &mut self.questions.asked;
+        let chosen: HashSet<usize> = asked.iter().copied().collect();
+        asked.extend(unsent.into_iter().filter(|place| !chosen.contains(place)));
+        self.next = 0;
+        Ok(())
+    }
+
+    /// Sends what was chosen, as far as the budget and the number of batches allow.
+    async fn submit(&mut self) -> Result<()> {
+        let spent = self.ledger.spent()?.amount().plus(self.ledger.set_aside()?);
+        let budget = Budget::new(&self.settings.budget, spent);
+        while self.next < self.questions.asked.len() {
+            let out = self.ledger.open_batches()?.len();
+            if out >= self.settings.teacher.batch.at_once {
+                return Ok(());
+            }
+            match self.load(&budget)? {
+                Load::Full(batch) => {
+                    if !self.send(batch).await? {
+                        return Ok(());
+                    }
+                }
+                // What is out may turn out to cost less.
+                Load::OverBudget(_) if out > 0 => return Ok(()),
+                Load::OverBudget(worst) => return Err(budget.used_up(worst)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next batch.
+    fn load(&mut self, budget: &Budget) -> Result<Load> {
+        let factor = self.ledger.batch_factor(self.recipe)?;
+        let price = self.settings.price();
+        let mut load = Batch::default();
+        while self.next < self.questions.asked.len()
+            && load.lines.len() < self.settings.teacher.batch.requests
+        {
+            let asked = self.questions.at(self.next)?;
+            let request = self.teacher.dialect.request(&[&asked.texts])?;
+            let worst = worst_case(&request, &price).times(factor);
+            let line = self.remote.line(&asked.key.hex(), &request);
+            if load.bytes + line.len() > MOST_BYTES && !load.lines.is_empty() {
+                break;
+            }
+            if budget.reserve(worst).is_err() {
+                if load.lines.is_empty() {
+                    return Ok(Load::OverBudget(worst));
+                }
+                break;
+            }
+            load.bytes += line.len();
+            load.most = load.most.plus(worst);
+            load.lines.push(line);
+            for (kind, count) in asked.redacted.iter().flatten() {
+                *load.redacted.entry(*kind).or_insert(0) += count;
+            }
+            load.posed.push(Posed {
+                key: asked.key,
+                query_id: asked.query_id,
+                document_ids: asked.document_ids,
+                sample: asked.sample,
+                text: asked.text,
+                most_tokens: request.most_tokens,
+            });
+            self.next += 1;
+        }
+        Ok(Load::Full(load))
+    }
+
+    /// Sends one batch, once; whether it is certain that it arrived.
+    async fn send(&mut self, load: Batch) -> Result<bool> {
+        let name = self.remote.name();
+        let leaves = Attempt {
+            at: now(),
+            endpoint: name.to_owned(),
+            status: None,
+            problem: None,
+            latency_ms: 0,
+            sent_bytes: load.bytes as u64,
+            redacted: load.redacted,
+            usage: Usage::default(),
+        };
+        // Files stay here.
+        let leaves = self.remote.is_far().then_some(leaves);
+        let batch = (self.ledger).begin_batch(self.recipe, name, load.most, &load.posed, leaves)?;
+        match self.deliver(&batch, &load.lines).await {
+            Ok(remote) => {
+                self.ledger.batch_arrived(batch.id, &remote)?;
+                tracing::info!("batch {remote}: {} questions are out", batch.questions);
+                Ok(true)
+            }
+            Err(Problem::Passing(problem)) => {
+                tracing::warn!(
+                    "batch {}: {problem}; whether it arrived is looked up before it is sent again",
+                    batch.name
+                );
+                Ok(false)
+            }
+            Err(problem) => {
+                self.ledger.forget_batch(batch.id)?;
+                Err(remote::error(self.remote.name(), problem))
+            }
+        }
+    }
+
+    async fn deliver(&mut self, batch: &OpenBatch, lines: &[String]) -> Result<String, Problem> {
+        let body = self.remote.upload(batch, lines).await?;
+        self.ledger.batch_leaves(batch.id).map_err(Problem::Fatal)?;
+        self.remote.create(batch, body).await
+    }
+
+    fn progress(&self, total: usize) -> Result<Progress> {
+        let spent = self.ledger.spent()?;
+        Ok(Progress {
+            done: self.ended.len(),
+            failed: self.failed(),
+            total: total.max(self.ended.len()),
+            tokens: spent.tokens,
+            micros: spent.micros,
+        })
+    }
+
+    fn failed(&self) -> usize {
+        let ended = self.ended.values();
+        ended.filter(|(outcome, _)| *outcome != Outcome::Ok).count()
+    }
+
+    /// What the job did, or why it stopped.
+    fn end(self, before: Collected, done: Result<()>) -> Result<Collected> {
+        let labelled = self.ended.len() - self.failed();
+        let spent = self.ledger.spent()?;
+        self.ledger.close()?;
+        match done {
+            Err(Error::Interrupted { signal, .. }) => {
+                return Err(Error::Interrupted { signal, labelled });
+            }
+            done => done?,
+        }
+        let mut collected = Collected {
+            pending: 0,
+            spent,
+            ..before
+        };
+        let mut last = None;
+        for (outcome, problem) in self.ended.into_values() {
+            *collected.ended.entry(outcome).or_insert(0) += 1;
+            last = problem.map(|problem| (outcome, problem)).or(last);
+        }
+        collected.unless_unlabelled(last)
+    }
+}
+
+/// Questions that go together.
+#[derive(Default)]
+struct Batch {
+    posed: Vec<Posed>,
+    lines: Vec<String>,
+    bytes: usize,
+    /// What was replaced in their texts.
+    redacted: Counts,
+    /// What they can come to at most.
+    most: Amount,
+}
+
+enum Load {
+    Full(Batch),
+    /// Not even one question fits: this much.
+    OverBudget(Amount),
+}
