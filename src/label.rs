@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use crate::{memory, progress};
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Arguments {
     /// The job's settings
     #[arg(long, value_name = "FILE", default_value = "configs/label.toml")]
