@@ -1,6 +1,8 @@
 //! Which examples make up which step: a pure function of the seed and the epoch, so that a step's
 //! number is all that a resumed run must know.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -24,10 +26,23 @@ pub(crate) struct Group {
 }
 
 impl Step {
-    /// The groups in runs of nearly one number, at most `count` of them, none empty.
-    pub(crate) fn shards(&self, count: usize) -> Vec<&[Group]> {
+    /// The step's documents, group by group: the number of the group and the example.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (usize, usize)> {
+        let groups = self.groups.iter().enumerate();
+        groups.flat_map(|(number, group)| group.examples.iter().map(move |e| (number, *e)))
+    }
+
+    /// The places of these documents in runs of whole groups: at most `count` runs of nearly one
+    /// number of groups, none empty.
+    pub(crate) fn shards(&self, count: usize) -> Vec<Range<usize>> {
+        let mut end = 0;
         self.groups
             .chunks(self.groups.len().div_ceil(count.max(1)).max(1))
+            .map(|groups| {
+                let start = end;
+                end += groups.iter().map(|g| g.examples.len()).sum::<usize>();
+                start..end
+            })
             .collect()
     }
 }
@@ -142,5 +157,34 @@ mod tests {
         let of = |number| epoch(&dataset, &schedule(), 7, number);
         assert_eq!(of(1), of(1));
         assert_ne!(of(0), of(1));
+    }
+
+    #[test]
+    fn shards_are_whole_groups_and_all_of_them() {
+        let dataset = dataset(&[20, 3, 9, 1]);
+        let schedule = ScheduleSettings {
+            queries_per_step: 5,
+            ..schedule()
+        };
+        for step in epoch(&dataset, &schedule, 7, 0) {
+            let documents: Vec<(usize, usize)> = step.documents().collect();
+            for count in [0, 1, 2, 3, 9] {
+                let shards = step.shards(count);
+                assert!(shards.len() <= count.max(1));
+                let places: Vec<usize> = shards.iter().cloned().flatten().collect();
+                assert_eq!(places, (0..documents.len()).collect::<Vec<_>>());
+                for shard in &shards {
+                    let group = |place: usize| documents[place].0;
+                    let cuts = [shard.start, shard.end];
+                    let inside = |cut: &usize| *cut > 0 && *cut < documents.len();
+                    assert!(!shard.is_empty());
+                    assert!(
+                        cuts.iter()
+                            .filter(|cut| inside(cut))
+                            .all(|cut| group(cut - 1) != group(*cut))
+                    );
+                }
+            }
+        }
     }
 }

@@ -1,195 +1,313 @@
-//! What training minimises. `N` documents, each of a query's group; a score is a logit.
+//! What training minimises: a weighted sum of losses, each a function of the student's scores and of
+//! what the teacher said of the same documents.
+//!
+//! `N` documents, each in the group of its query; a score is a logit. A loss is a mean: over
+//! documents ([`mse`], [`bce`]) or over groups in which the teacher tells documents apart (all
+//! others), so that neither the order of documents nor what else a step holds matters. Given a part
+//! of a step ([`Judged::part`]), it is that part's share of the mean.
 
-use std::collections::BTreeMap;
+mod classes;
+mod documents;
+mod judged;
+mod lists;
+mod pairs;
 
-use burn::tensor::activation::log_sigmoid;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
-/// Margin-MSE (Hofstätter et al., 2020, arXiv 2010.02666) over whole groups: the mean over pairs
-/// of a group of `((sᵢ − sⱼ) − (tᵢ − tⱼ))²`, for the pairs the teacher tells apart (`tᵢ > tⱼ`),
-/// averaged over the groups that have such a pair. 0 when none has.
+pub use classes::{cross_entropy, label_distribution, ordinal, preference};
+pub use documents::{bce, mse};
+pub use judged::{Judged, Target};
+pub use lists::{adr_mse, kl, lce, listnet};
+pub use pairs::{lambda_loss, margin_mse, ranknet};
+
+use crate::settings::LossSettings;
+use Function::{Plain, Tempered};
+
+/// The losses that `[loss]` can weigh: a setting, its value, a function.
+pub(crate) const LOSSES: [(&str, fn(&LossSettings) -> f64, Function); 9] = [
+    ("loss.margin_mse", |s| s.margin_mse, Plain(margin_mse)),
+    ("loss.bce", |s| s.bce, Plain(bce)),
+    ("loss.mse", |s| s.mse, Plain(mse)),
+    ("loss.ranknet", |s| s.ranknet, Plain(ranknet)),
+    ("loss.lambda_loss", |s| s.lambda_loss, Plain(lambda_loss)),
+    ("loss.listnet", |s| s.listnet, Tempered(listnet)),
+    ("loss.kl", |s| s.kl, Tempered(kl)),
+    ("loss.lce", |s| s.lce, Tempered(lce)),
+    ("loss.adr_mse", |s| s.adr_mse, Plain(adr_mse)),
+];
+
+/// How a loss is computed.
+pub(crate) enum Function {
+    /// From scores and judgements.
+    Plain(fn(Tensor<1>, &Judged) -> Tensor<1>),
+    /// And from a temperature.
+    Tempered(fn(Tensor<1>, &Judged, f64) -> Tensor<1>),
+}
+
+/// The losses that the settings give a weight, each times its weight. 0 where none has one.
 ///
 /// # Shapes
 /// - scores: `[N]`
-/// - targets and groups: `N` teacher scores, on the scale of the student's logits, and the group
-///   each belongs to
 /// - output: `[1]`
-pub fn margin_mse(scores: Tensor<1>, targets: &[f32], groups: &[usize]) -> Tensor<1> {
-    let compared = compared_groups(targets, groups);
-    margin_mse_of(scores, targets, groups, compared)
-}
-
-/// How many groups have a pair that the teacher tells apart.
-pub(crate) fn compared_groups(targets: &[f32], groups: &[usize]) -> usize {
-    pairs_by_group(targets, groups).len()
-}
-
-fn pairs_by_group(targets: &[f32], groups: &[usize]) -> BTreeMap<usize, f32> {
-    let mut pairs_of = BTreeMap::new();
-    for i in 0..targets.len() {
-        for j in 0..targets.len() {
-            if groups[i] == groups[j] && targets[i] > targets[j] {
-                *pairs_of.entry(groups[i]).or_default() += 1.0;
-            }
+pub fn weighted_sum(scores: &Tensor<1>, judged: &Judged, settings: &LossSettings) -> Tensor<1> {
+    let mut sum = None;
+    for (_, weight, function) in LOSSES {
+        let (weight, scores) = (weight(settings), scores.clone());
+        if weight > 0.0 {
+            let loss = match function {
+                Plain(loss) => loss(scores, judged),
+                Tempered(loss) => loss(scores, judged, settings.temperature),
+            };
+            let term = loss.mul_scalar(weight);
+            sum = Some(match sum {
+                None => term,
+                Some(sum) => sum + term,
+            });
         }
     }
-    pairs_of
+    sum.unwrap_or_else(|| scores.clone().mul_scalar(0.0).sum())
 }
 
-/// [`margin_mse`] of some of the groups of a step in which `compared` groups are compared: what
-/// these give for all shards of the step adds up to the step's.
-pub(crate) fn margin_mse_of(
-    scores: Tensor<1>,
-    targets: &[f32],
-    groups: &[usize],
-    compared: usize,
-) -> Tensor<1> {
-    let count = targets.len();
-    let pairs_of = pairs_by_group(targets, groups);
-    let mut weights = vec![0.0; count * count];
-    let mut margins = vec![0.0; count * count];
-    for i in 0..count {
-        for j in 0..count {
-            if groups[i] == groups[j] && targets[i] > targets[j] {
-                weights[i * count + j] = 1.0 / (pairs_of[&groups[i]] * compared as f32);
-                margins[i * count + j] = targets[i] - targets[j];
-            }
-        }
-    }
-    let device = scores.device();
-    let matrix = |values| Tensor::<2>::from_data(TensorData::new(values, [count, count]), &device);
-    let differences: Tensor<2> =
-        scores.clone().unsqueeze_dim::<2>(1) - scores.unsqueeze_dim::<2>(0);
-    ((differences - matrix(margins)).square() * matrix(weights)).sum()
-}
-
-/// Binary cross-entropy with soft targets: the mean over documents of
-/// `−σ(t) log σ(s) − (1 − σ(t)) log σ(−s)`.
+/// `sᵢ − sⱼ` in row i and column j.
 ///
 /// # Shapes
 /// - scores: `[N]`
-/// - targets: `N` teacher logits
-/// - output: `[1]`
-pub fn soft_bce(scores: Tensor<1>, targets: &[f32]) -> Tensor<1> {
-    let probabilities: Vec<f32> = targets.iter().map(|t| 1.0 / (1.0 + (-t).exp())).collect();
-    let device = scores.device();
-    let probabilities =
-        Tensor::<1>::from_data(TensorData::new(probabilities, [targets.len()]), &device);
-    // log σ(−s) = log σ(s) − s, so the cross-entropy is (1 − p)·s − log σ(s).
-    (probabilities.neg().add_scalar(1.0) * scores.clone() - log_sigmoid(scores)).mean()
+/// - output: `[N, N]`
+fn differences(scores: Tensor<1>) -> Tensor<2> {
+    scores.clone().unsqueeze_dim::<2>(1) - scores.unsqueeze_dim::<2>(0)
 }
 
-/// [`margin_mse`] plus `bce_weight` times [`soft_bce`], which pins the scale that margins leave
-/// open.
+/// The logarithm of each row's sum of exponentials.
 ///
 /// # Shapes
-/// As theirs; output: `[1]`
-pub fn margin_mse_with_bce(
-    scores: Tensor<1>,
-    targets: &[f32],
-    groups: &[usize],
-    bce_weight: f64,
-) -> Tensor<1> {
-    let compared = compared_groups(targets, groups);
-    margin_mse_with_bce_of(scores, targets, groups, compared, bce_weight)
+/// - rows: `[any, any]`
+/// - output: `[any, 1]`
+fn log_sum_exp(rows: Tensor<2>) -> Tensor<2> {
+    let highest = rows.clone().detach().max_dim(1);
+    (rows - highest.clone()).exp().sum_dim(1).log() + highest
 }
 
-/// [`margin_mse_with_bce`] of a shard: see [`margin_mse_of`]. The caller scales `bce_weight` by the
-/// shard's share of the step's documents.
-pub(crate) fn margin_mse_with_bce_of(
-    scores: Tensor<1>,
-    targets: &[f32],
-    groups: &[usize],
-    compared: usize,
-    bce_weight: f64,
-) -> Tensor<1> {
-    let margins = margin_mse_of(scores.clone(), targets, groups, compared);
-    if bce_weight == 0.0 {
-        return margins;
+fn vector(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// A square matrix of one number but for some entries: row, column, value.
+fn matrix(
+    size: usize,
+    elsewhere: f32,
+    entries: impl IntoIterator<Item = (usize, usize, f32)>,
+    device: &Device,
+) -> Tensor<2> {
+    let mut values = vec![elsewhere; size * size];
+    for (row, column, value) in entries {
+        values[row * size + column] = value;
     }
-    margins + soft_bce(scores, targets).mul_scalar(bce_weight)
+    Tensor::from_data(TensorData::new(values, [size, size]), device)
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use proptest::prelude::*;
 
     use super::*;
 
-    const SCORES: [f32; 4] = [2.0, 0.5, -1.0, 0.0];
-    const TEACHER: [f32; 4] = [3.0, 1.0, 0.0, 1.0];
+    /// A document with its score, and a number to sort by.
+    type Document = (usize, Target, f32, u32);
 
-    fn scores(values: &[f32]) -> Tensor<1> {
-        Tensor::from_floats(values, &Device::flex())
+    /// Documents of up to five queries, in any order; some judgements tie, and no scores.
+    fn documents() -> impl Strategy<Value = Vec<Document>> {
+        let logit = prop_oneof![-4.0..4.0f32, prop::sample::select(vec![-1.0, 0.0, 2.0])];
+        let document = (0..5usize, logit, 0.0..2.0f32, -600..600i16, any::<u32>());
+        prop::collection::vec(document, 1..24).prop_map(|documents| {
+            type Drawn = (usize, f32, f32, i16, u32);
+            let with_score = |(place, (group, logit, doubt, score, key)): (u8, Drawn)| {
+                let grade = 3.0 / (1.0 + f32::exp(-logit));
+                let target = Target {
+                    logit,
+                    grade,
+                    doubt,
+                };
+                // From −5 to 5, in steps that constants are added to without rounding.
+                let score = f32::from(score) / 128.0 + f32::from(place) / 4096.0;
+                (group, target, score, key)
+            };
+            (0..).zip(documents).map(with_score).collect()
+        })
     }
 
-    fn value(loss: Tensor<1>) -> f32 {
-        loss.try_into_vec_as::<f32>().unwrap()[0]
+    fn judged(documents: &[Document]) -> Judged {
+        Judged::step(
+            documents
+                .iter()
+                .map(|(group, target, ..)| (*group, *target)),
+        )
+    }
+
+    /// Each loss by itself.
+    fn each_alone() -> impl Iterator<Item = (&'static str, LossSettings)> {
+        LOSSES.into_iter().map(|(key, ..)| {
+            let name = key.trim_start_matches("loss.");
+            let settings = toml::from_str(&format!("{name} = 1.0")).unwrap();
+            (name, settings)
+        })
+    }
+
+    fn learns_order_alone(name: &str) -> bool {
+        !["mse", "bce"].contains(&name)
+    }
+
+    fn value_and_gradient(
+        scores: impl Iterator<Item = f32>,
+        judged: &Judged,
+        settings: &LossSettings,
+    ) -> (f32, Vec<f32>) {
+        let scores: Vec<f32> = scores.collect();
+        let scores = vector(scores, &Device::flex().autodiff()).require_grad();
+        let loss = weighted_sum(&scores, judged, settings);
+        let gradient = scores.grad(&loss.backward()).unwrap();
+        let floats = |tensor: Tensor<1>| tensor.try_into_vec_as::<f32>().unwrap();
+        (floats(loss)[0], floats(gradient))
+    }
+
+    fn near(got: &[f32], expected: &[f32]) -> bool {
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-5 * b.abs().max(1.0);
+        got.len() == expected.len() && got.iter().zip(expected).all(near)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_order_of_documents_changes_nothing(documents in documents()) {
+            let mut order: Vec<usize> = (0..documents.len()).collect();
+            order.sort_by_key(|place| documents[*place].3);
+            let shuffled: Vec<Document> = order.iter().map(|place| documents[*place]).collect();
+            let scores = |documents: &[Document]| documents.iter().map(|d| d.2).collect::<Vec<_>>();
+            for (name, settings) in each_alone() {
+                let of = |documents: &[Document]| {
+                    value_and_gradient(scores(documents).into_iter(), &judged(documents), &settings)
+                };
+                let ((value, gradient), (other, shuffled)) = (of(&documents), of(&shuffled));
+                let gradient: Vec<f32> = order.iter().map(|place| gradient[*place]).collect();
+                prop_assert!(near(&[other], &[value]), "{name}: {value} {other}");
+                prop_assert!(near(&shuffled, &gradient), "{name}: {gradient:?} {shuffled:?}");
+            }
+        }
+
+        /// So neither does it matter what other groups are computed along with one, nor their size.
+        #[test]
+        fn parts_of_a_step_add_up_to_it(documents in documents()) {
+            let step = judged(&documents);
+            for (name, settings) in each_alone() {
+                let scores = documents.iter().map(|document| document.2);
+                let (value, gradient) = value_and_gradient(scores, &step, &settings);
+                let (mut sum, mut together) = (0.0, vec![0.0; documents.len()]);
+                for group in 0..5 {
+                    let of_group = |place: &usize| documents[*place].0 == group;
+                    let places: Vec<usize> = (0..documents.len()).filter(of_group).collect();
+                    if places.is_empty() {
+                        continue;
+                    }
+                    let scores = places.iter().map(|place| documents[*place].2);
+                    let part = step.part(places.iter().copied());
+                    let (value, gradient) = value_and_gradient(scores, &part, &settings);
+                    sum += value;
+                    for (place, gradient) in places.into_iter().zip(gradient) {
+                        together[place] = gradient;
+                    }
+                }
+                prop_assert!(near(&[sum], &[value]), "{name}: {value} {sum}");
+                prop_assert!(near(&together, &gradient), "{name}: {gradient:?} {together:?}");
+            }
+        }
+
+        #[test]
+        fn a_constant_on_the_scores_of_a_query_changes_no_ranking_loss(documents in documents()) {
+            let step = judged(&documents);
+            for (name, settings) in each_alone().filter(|(name, _)| learns_order_alone(name)) {
+                let scores = documents.iter().map(|document| document.2);
+                let moved = documents.iter().map(|d| d.2 + [3.0, -8.0, 0.5, 20.0, 0.0][d.0]);
+                let (value, _) = value_and_gradient(scores, &step, &settings);
+                let (other, _) = value_and_gradient(moved, &step, &settings);
+                prop_assert!((value - other).abs() <= 1e-4 * value.max(1.0), "{name}: {value} {other}");
+            }
+        }
     }
 
     #[test]
-    fn margin_mse_is_the_worked_value() {
-        let loss = value(margin_mse(scores(&SCORES), &TEACHER, &[0; 4]));
-        assert!((loss - 0.1).abs() < 1e-6, "{loss}");
+    fn no_order_is_learnt_where_the_teacher_sees_none() {
+        let target = Target {
+            logit: 0.5,
+            grade: 1.9,
+            doubt: 0.0,
+        };
+        // Two documents that tie, and a query of one.
+        let step = Judged::step([(0, target), (0, target), (1, target)]);
+        for (name, settings) in each_alone() {
+            let scores = [1.0, -2.0, 3.0].into_iter();
+            let (value, gradient) = value_and_gradient(scores, &step, &settings);
+            let nothing = value == 0.0 && gradient.iter().all(|g| *g == 0.0);
+            assert_eq!(
+                nothing,
+                learns_order_alone(name),
+                "{name}: {value} {gradient:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn scores_far_apart_stay_finite() {
+        let target = |logit, grade| Target {
+            logit,
+            grade,
+            doubt: 0.0,
+        };
+        let (good, bad) = (target(4.6, 3.0), target(-4.6, 0.0));
+        let step = Judged::step([(0, good), (0, bad), (1, bad), (1, good)]);
+        for (name, settings) in each_alone() {
+            for far in [30.0, 1e4] {
+                let scores = [-far, far, -far, far].into_iter();
+                let (value, gradient) = value_and_gradient(scores, &step, &settings);
+                let all_finite = value.is_finite() && gradient.iter().all(|g| g.is_finite());
+                assert!(all_finite, "{name} at {far}: {value} {gradient:?}");
+                // Documents in the wrong order draw the first up, however wrong they are.
+                // Ranks so far apart have no slope.
+                let drawn = gradient[0] < 0.0 || name == "adr_mse";
+                assert!(drawn, "{name} at {far}: {gradient:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_doubtful_judgement_weighs_less() {
+        let target = |logit, doubt| Target {
+            logit,
+            grade: 1.0,
+            doubt,
+        };
+        // Off by 1 and by 3, the second with a third of the weight.
+        let step = Judged::step([(0, target(1.0, 0.0)), (1, target(3.0, 2.0))]);
+        let settings = toml::from_str("mse = 1.0").unwrap();
+        let (value, _) = value_and_gradient([0.0, 0.0].into_iter(), &step, &settings);
+        let expected = (1.0 + 9.0 / 3.0) / (1.0 + 1.0 / 3.0);
+        assert!(near(&[value], &[expected]), "{value}");
     }
 
     #[test]
     fn soft_bce_is_the_worked_value() {
         // Targets t / 3 as logits; 0 and 1 as far out as f32 tells σ from 0 and 1.
         let logit = |p: f32| (p / (1.0 - p)).ln();
-        let targets = [40.0, logit(1.0 / 3.0), -40.0, logit(1.0 / 3.0)];
-        let loss = value(soft_bce(scores(&SCORES), &targets));
-        assert!((loss - 0.485_186_8).abs() < 1e-6, "{loss}");
-    }
-
-    #[test]
-    fn groups_weigh_alike_and_do_not_mix() {
-        let twice = [SCORES, SCORES].concat();
-        let teacher = [TEACHER, TEACHER].concat();
-        let groups = [0, 0, 0, 0, 1, 1, 1, 1];
-        let loss = value(margin_mse(scores(&twice), &teacher, &groups));
-        assert!((loss - 0.1).abs() < 1e-6, "{loss}");
-        // A constant on one group's scores changes no margin.
-        let shifted: Vec<f32> = twice
-            .iter()
-            .zip(groups)
-            .map(|(s, g)| if g == 1 { s + 5.0 } else { *s })
-            .collect();
-        let loss = value(margin_mse(scores(&shifted), &teacher, &groups));
-        assert!((loss - 0.1).abs() < 1e-5, "{loss}");
-    }
-
-    #[test]
-    fn the_shards_of_a_step_add_up_to_it() {
-        let all = [2.0, 0.5, -1.0, 0.0, 0.3, -0.7, 1.5];
-        let teacher = [3.0, 1.0, 0.0, 1.0, -2.0, 0.5, 0.5];
-        let groups = [0, 0, 0, 0, 1, 1, 1];
-        let whole = value(margin_mse_with_bce(scores(&all), &teacher, &groups, 0.1));
-        let compared = compared_groups(&teacher, &groups);
-        let part = |range: std::ops::Range<usize>| {
-            let weight = 0.1 * range.len() as f64 / all.len() as f64;
-            let (part, targets) = (scores(&all[range.clone()]), &teacher[range.clone()]);
-            value(margin_mse_with_bce_of(
-                part,
-                targets,
-                &groups[range],
-                compared,
-                weight,
-            ))
+        let logits = [40.0, logit(1.0 / 3.0), -40.0, logit(1.0 / 3.0)];
+        let target = |logit| Target {
+            logit,
+            grade: 0.0,
+            doubt: 0.0,
         };
-        let sum = part(0..4) + part(4..7);
-        assert!((sum - whole).abs() < 1e-6, "{sum} {whole}");
-    }
-
-    #[test]
-    fn documents_the_teacher_ties_give_no_margin() {
-        let loss = value(margin_mse(scores(&[1.0, 2.0]), &[0.5, 0.5], &[0, 0]));
-        assert!(loss.abs() < 1e-9);
-    }
-
-    #[test]
-    fn large_scores_stay_finite() {
-        let loss = value(soft_bce(scores(&[1e4, -1e4]), &[-5.0, 5.0]));
-        assert!(loss.is_finite());
+        let step = Judged::step(logits.map(|logit| (0, target(logit))));
+        let settings = toml::from_str("bce = 1.0").unwrap();
+        let scores = [2.0, 0.5, -1.0, 0.0].into_iter();
+        let (value, _) = value_and_gradient(scores, &step, &settings);
+        assert!((value - 0.485_186_8).abs() < 1e-6, "{value}");
     }
 }

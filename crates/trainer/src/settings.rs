@@ -1,7 +1,9 @@
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::loss::LOSSES;
 use crate::{Error, Result};
 
 /// A training job (`configs/demo.toml`).
@@ -54,17 +56,84 @@ pub struct ModelSettings {
     pub dropout: f64,
 }
 
-/// `[loss]`: Margin-MSE plus a share of binary cross-entropy.
+/// `[loss]`: what is summed, each loss times its weight. One that is not named has no weight; without
+/// the section, it is Margin-MSE plus a tenth of binary cross-entropy.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default = "LossSettings::none")]
 pub struct LossSettings {
-    /// The weight of the cross-entropy that pins the scale, which margins leave open.
-    pub bce_weight: f64,
+    /// The weight of [`margin_mse`](crate::loss::margin_mse).
+    pub margin_mse: f64,
+    /// The weight of [`bce`](crate::loss::bce), which pins the scale that margins and orders leave
+    /// open.
+    pub bce: f64,
+    /// The weight of [`mse`](crate::loss::mse).
+    pub mse: f64,
+    /// The weight of [`ranknet`](crate::loss::ranknet).
+    pub ranknet: f64,
+    /// The weight of [`lambda_loss`](crate::loss::lambda_loss).
+    pub lambda_loss: f64,
+    /// The weight of [`listnet`](crate::loss::listnet).
+    pub listnet: f64,
+    /// The weight of [`kl`](crate::loss::kl).
+    pub kl: f64,
+    /// The weight of [`lce`](crate::loss::lce).
+    pub lce: f64,
+    /// The weight of [`adr_mse`](crate::loss::adr_mse).
+    pub adr_mse: f64,
+    /// What `listnet`, `kl` and `lce` divide scores by.
+    pub temperature: f64,
+    /// How much less a judgement weighs that its teacher was unsure of: `1 / (1 + uncertainty · v)`,
+    /// with `v` the variance of the judged grade, the top grade being 1.
+    pub uncertainty: f64,
+}
+
+impl LossSettings {
+    /// No loss at all: something to give weights to.
+    pub fn none() -> Self {
+        Self {
+            margin_mse: 0.0,
+            bce: 0.0,
+            mse: 0.0,
+            ranknet: 0.0,
+            lambda_loss: 0.0,
+            listnet: 0.0,
+            kl: 0.0,
+            lce: 0.0,
+            adr_mse: 0.0,
+            temperature: 1.0,
+            uncertainty: 0.0,
+        }
+    }
+
+    /// A setting that is out of range, and its range.
+    fn check(&self) -> Result<()> {
+        for (key, weight, _) in LOSSES {
+            in_range(key, weight(self), &(0.0..f64::INFINITY))?;
+        }
+        in_range("loss.temperature", self.temperature, &(0.01..100.0))?;
+        in_range("loss.uncertainty", self.uncertainty, &(0.0..f64::INFINITY))?;
+        if LOSSES.iter().all(|(_, weight, _)| weight(self) == 0.0) {
+            let names = LOSSES.map(|(key, ..)| key.trim_start_matches("loss."));
+            let problem = format!(
+                "has no weight above 0, so there is nothing to learn: give one to {}",
+                names.join(", ")
+            );
+            return Err(Error::Setting {
+                key: "loss",
+                problem,
+            });
+        }
+        Ok(())
+    }
 }
 
 impl Default for LossSettings {
     fn default() -> Self {
-        Self { bce_weight: 0.1 }
+        Self {
+            margin_mse: 1.0,
+            bce: 0.1,
+            ..Self::none()
+        }
     }
 }
 
@@ -187,7 +256,6 @@ impl TrainSettings {
         }
         let real = [
             ("model.dropout", self.model.dropout, 0.0..1.0),
-            ("loss.bce_weight", self.loss.bce_weight, 0.0..f64::INFINITY),
             ("optimizer.learning_rate", optimizer.learning_rate, 0.0..1.0),
             ("optimizer.weight_decay", optimizer.weight_decay, 0.0..1.0),
             ("optimizer.betas", optimizer.betas[0], 0.0..1.0),
@@ -205,14 +273,9 @@ impl TrainSettings {
             ("schedule.warmup", schedule.warmup, 0.0..1.0),
         ];
         for (key, value, range) in real {
-            if !range.contains(&value) {
-                let problem = format!(
-                    "is {value}, must be from {} to below {}",
-                    range.start, range.end
-                );
-                return Err(Error::Setting { key, problem });
-            }
+            in_range(key, value, &range)?;
         }
+        self.loss.check()?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             let problem = format!("{:?} must be letters, digits, '-', '_' or '.'", self.name);
@@ -222,5 +285,76 @@ impl TrainSettings {
             });
         }
         Ok(())
+    }
+}
+
+fn in_range(key: &'static str, value: f64, range: &Range<f64>) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let problem = format!(
+        "is {value}, must be from {} to below {}",
+        range.start, range.end
+    );
+    Err(Error::Setting { key, problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The demo's settings, with some overridden.
+    fn demo(overrides: &[&str]) -> retort_data::Result<TrainSettings> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/demo.toml");
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        retort_data::settings::read(&path, &overrides)
+    }
+
+    fn problem(overrides: &[&str]) -> String {
+        let settings = demo(overrides).unwrap();
+        settings.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_loss_that_is_not_named_has_no_weight() {
+        assert_eq!(demo(&[]).unwrap().loss, LossSettings::default());
+        let listwise: LossSettings = toml::from_str("kl = 1.0\ntemperature = 2.0").unwrap();
+        let expected = LossSettings {
+            kl: 1.0,
+            temperature: 2.0,
+            ..LossSettings::none()
+        };
+        assert_eq!(listwise, expected);
+    }
+
+    #[test]
+    fn an_unknown_loss_names_the_nearest() {
+        let error = demo(&["loss.bce_weight=0.1"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `bce`?"), "{error}");
+    }
+
+    #[test]
+    fn a_sum_without_a_weight_is_refused() {
+        let error = problem(&["loss.margin_mse=0.0", "loss.bce=0.0"]);
+        let expected = "loss: has no weight above 0, so there is nothing to learn: give one to \
+                        margin_mse, bce, mse, ranknet, lambda_loss, listnet, kl, lce, adr_mse";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn losses_have_ranges() {
+        for (setting, expected) in [
+            ("loss.kl=-0.5", "loss.kl: is -0.5, must be from 0 to"),
+            (
+                "loss.temperature=0.0",
+                "loss.temperature: is 0, must be from 0.01",
+            ),
+            ("loss.uncertainty=nan", "loss.uncertainty: is NaN"),
+        ] {
+            let error = problem(&[setting]);
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

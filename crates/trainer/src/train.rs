@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,11 +15,11 @@ use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::batches::{self, Group, Step};
+use crate::batches::{self, Step};
 use crate::checkpoint::{self, State};
 use crate::dataset::Dataset;
 use crate::evaluation::Evaluation;
-use crate::loss;
+use crate::loss::{self, Judged};
 use crate::optimizer::{AdamW, NamedGradients};
 use crate::schedule::learning_rate_factor;
 use crate::settings::TrainSettings;
@@ -104,7 +105,8 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     let inputs = Inputs::read(run)?;
     let collection = Collection::read(&settings.data.collection)?;
     let tokenizer = tokenizer(run)?;
-    let dataset = Dataset::read(&settings.data.labels, &collection, &tokenizer)?;
+    let labels = &settings.data.labels;
+    let dataset = Dataset::read(labels, &collection, &tokenizer, settings.loss.uncertainty)?;
     let dev_candidates = &settings.evaluation.candidates;
     let dev = Evaluation::read(&collection, &settings.evaluation.split, dev_candidates)?;
     let dev_pairs = dev.encode(&collection, &tokenizer, dev_candidates)?;
@@ -374,14 +376,14 @@ impl StepContext<'_> {
         } else {
             retort_model::parallelism(device)
         };
-        let whole = Shard::of(&step.groups, self.dataset);
-        let shards: Vec<Shard> = step
+        let whole = Documents::of(step, self.dataset);
+        let shards: Vec<Documents> = step
             .shards(threads)
             .into_iter()
-            .map(|groups| Shard::of(groups, self.dataset))
+            .map(|places| whole.part(places))
             .collect();
         let parts = retort_model::parallel_map(&shards, threads, |shard| {
-            self.backward(&student.fork(), shard, &whole, device)
+            self.backward(&student.fork(), shard, device)
         });
         let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, None::<NamedGradients>);
         for part in parts {
@@ -417,13 +419,7 @@ impl StepContext<'_> {
         Ok((student, report))
     }
 
-    fn backward(
-        &self,
-        student: &CrossEncoder,
-        shard: &Shard,
-        whole: &Shard,
-        device: &Device,
-    ) -> Result<Part> {
+    fn backward(&self, student: &CrossEncoder, shard: &Documents, device: &Device) -> Result<Part> {
         let passes = length_buckets(
             &shard.lengths(self.dataset),
             self.settings.schedule.tokens_per_pass,
@@ -439,18 +435,9 @@ impl StepContext<'_> {
             computed_tokens += batch.input_ids.dims().iter().product::<usize>();
             scores.push(student.forward(&batch));
         }
-        // The loss takes targets in the order of the passes, which spares putting scores back.
-        let order = || passes.iter().flatten();
-        let targets: Vec<f32> = order().map(|place| shard.targets[*place]).collect();
-        let groups: Vec<usize> = order().map(|place| shard.groups[*place]).collect();
-        let of_step = targets.len() as f64 / whole.targets.len() as f64;
-        let loss = loss::margin_mse_with_bce_of(
-            Tensor::cat(scores, 0),
-            &targets,
-            &groups,
-            loss::compared_groups(&whole.targets, &whole.groups),
-            self.settings.loss.bce_weight * of_step,
-        );
+        // The loss takes judgements in the order of the passes, which spares putting scores back.
+        let judged = shard.judged.part(passes.iter().flatten().copied());
+        let loss = loss::weighted_sum(&Tensor::cat(scores, 0), &judged, &self.settings.loss);
         let value = loss
             .clone()
             .try_into_vec_as::<f32>()
@@ -477,31 +464,26 @@ impl StepContext<'_> {
     }
 }
 
-/// Some groups of a step.
-struct Shard {
+/// The documents of a step, or of some of its groups.
+struct Documents {
     /// Places in [`Dataset::pairs`].
     examples: Vec<usize>,
-    /// The group of each, numbered within the shard.
-    groups: Vec<usize>,
-    /// The teacher's logit of each.
-    targets: Vec<f32>,
+    judged: Judged,
 }
 
-impl Shard {
-    fn of(groups: &[Group], dataset: &Dataset) -> Self {
-        let (examples, groups): (Vec<usize>, Vec<usize>) = groups
-            .iter()
-            .enumerate()
-            .flat_map(|(number, group)| group.examples.iter().map(move |e| (*e, number)))
-            .unzip();
-        let targets = examples
-            .iter()
-            .map(|example| dataset.targets[*example])
-            .collect();
+impl Documents {
+    fn of(step: &Step, dataset: &Dataset) -> Self {
+        let judged = |(group, example): (usize, usize)| (group, dataset.targets[example]);
         Self {
-            examples,
-            groups,
-            targets,
+            examples: step.documents().map(|(_, example)| example).collect(),
+            judged: Judged::step(step.documents().map(judged)),
+        }
+    }
+
+    fn part(&self, places: Range<usize>) -> Self {
+        Self {
+            examples: self.examples[places.clone()].to_vec(),
+            judged: self.judged.part(places),
         }
     }
 

@@ -11,7 +11,8 @@ use fs_err as fs;
 use retort_model::{
     Batch, CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, is_transposed,
 };
-use retort_trainer::{AdamW, NamedGradients, OptimizerSettings, loss};
+use retort_trainer::loss::{self, Judged, Target};
+use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -53,9 +54,23 @@ impl Golden {
         Batch::new(&encoded.iter().collect::<Vec<&Encoded>>(), 0, device)
     }
 
+    fn judged(&self) -> Judged {
+        let target = |logit: &f32| Target {
+            logit: *logit,
+            grade: 0.0,
+            doubt: 0.0,
+        };
+        let targets = self.teacher_scores.iter().map(target);
+        Judged::step(self.groups.iter().copied().zip(targets))
+    }
+
     fn loss(&self, model: &CrossEncoder, batch: &Batch) -> Tensor<1> {
-        let scores = model.forward(batch);
-        loss::margin_mse_with_bce(scores, &self.teacher_scores, &self.groups, self.bce_weight)
+        let settings = LossSettings {
+            margin_mse: 1.0,
+            bce: self.bce_weight,
+            ..LossSettings::none()
+        };
+        loss::weighted_sum(&model.forward(batch), &self.judged(), &settings)
     }
 }
 
@@ -81,9 +96,9 @@ fn the_loss_and_its_parts_match_pytorch() {
     let device = Device::flex();
     let model = student(&device);
     let scores = model.forward(&golden.batch(&device));
-    let margins = loss::margin_mse(scores.clone(), &golden.teacher_scores, &golden.groups);
+    let margins = loss::margin_mse(scores.clone(), &golden.judged());
     assert_near("margin-mse", value(margins), golden.margin_mse, 1e-5);
-    let bce = loss::soft_bce(scores, &golden.teacher_scores);
+    let bce = loss::bce(scores, &golden.judged());
     assert_near("bce", value(bce), golden.bce, 1e-5);
     let loss = value(golden.loss(&model, &golden.batch(&device)));
     assert_near("loss", loss, golden.loss, 1e-5);
