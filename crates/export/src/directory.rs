@@ -2,7 +2,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use fs_err as fs;
-use retort_model::{BertConfig, CrossEncoder, Head};
+use retort_model::{Architecture, CrossEncoder, Head, ModelConfig};
 use serde_json::{Value, json};
 
 use crate::scorer::{ACTIVATION, SIGMOID};
@@ -23,10 +23,10 @@ pub struct Source<'a> {
 ///
 /// ```text
 /// config.json                 with one label, and sigmoid as the activation
-/// model.safetensors           f32, Hugging Face names, the pooler included
+/// model.safetensors           f32, Hugging Face names, BERT's pooler included
 /// tokenizer.json              its own truncation and padding off: servers set theirs
 /// tokenizer_config.json       model_max_length
-/// special_tokens_map.json     vocab.txt
+/// special_tokens_map.json     vocab.txt, if the model has it
 /// sentence_bert_config.json   max_seq_length and do_lower_case, which vLLM and TEI read
 /// README.md                   SHA256SUMS
 /// ```
@@ -36,13 +36,14 @@ pub struct Source<'a> {
 /// file. `out` is then absent.
 pub fn export(source: &Source, out: &Path) -> Result<()> {
     retort_files::refuse_existing(out)?;
-    let config = BertConfig::read(source.model)?;
-    if source.max_tokens > config.max_position_embeddings {
+    let config = ModelConfig::read(source.model)?;
+    let positions = config.max_tokens();
+    if source.max_tokens > positions {
         return Err(Error::File {
             path: source.model.join("config.json"),
             problem: format!(
-                "has {} positions, fewer than the {} tokens to be served",
-                config.max_position_embeddings, source.max_tokens
+                "has {positions} positions, fewer than the {} tokens to be served",
+                source.max_tokens
             ),
         });
     }
@@ -54,12 +55,11 @@ pub fn export(source: &Source, out: &Path) -> Result<()> {
         &burn::tensor::Device::flex(),
     )?;
     let tokenizer = read_json(&source.model.join("tokenizer.json"))?;
-    let lower_case = lower_cases(&tokenizer);
+    let tokenizer_config = tokenizer_config(source, &config, &tokenizer)?;
     retort_files::write_new_directory(out, |out| {
         model.save(&out.join("model.safetensors"))?;
         write_json(&out.join("config.json"), &config_json(&config))?;
         write_json(&out.join("tokenizer.json"), &untruncated(tokenizer))?;
-        let tokenizer_config = tokenizer_config(source, lower_case)?;
         write_json(&out.join("tokenizer_config.json"), &tokenizer_config)?;
         for name in ["special_tokens_map.json", "vocab.txt"] {
             let from = source.model.join(name);
@@ -78,7 +78,7 @@ pub fn export(source: &Source, out: &Path) -> Result<()> {
     })
 }
 
-fn config_json(config: &BertConfig) -> Value {
+fn config_json(config: &ModelConfig) -> Value {
     let mut json = config.to_serving_json();
     // In config.json, because it is the one place that vLLM reads it from.
     json["sentence_transformers"] = json!({"version": "5.1.2", ACTIVATION: SIGMOID});
@@ -92,13 +92,7 @@ fn untruncated(mut tokenizer: Value) -> Value {
     tokenizer
 }
 
-fn lower_cases(tokenizer: &Value) -> bool {
-    tokenizer["normalizer"]["lowercase"]
-        .as_bool()
-        .unwrap_or(false)
-}
-
-fn tokenizer_config(source: &Source, lower_case: bool) -> Result<Value> {
+fn tokenizer_config(source: &Source, model: &ModelConfig, tokenizer: &Value) -> Result<Value> {
     let path = source.model.join("tokenizer_config.json");
     let mut config = if path.exists() {
         read_json(&path)?
@@ -125,8 +119,23 @@ fn tokenizer_config(source: &Source, lower_case: bool) -> Result<Value> {
         fields.remove(stray);
     }
     fields.insert("model_max_length".to_owned(), source.max_tokens.into());
-    fields.insert("tokenizer_class".to_owned(), "BertTokenizer".into());
-    fields.insert("do_lower_case".to_owned(), lower_case.into());
+    let class = match fields.get("tokenizer_class").and_then(Value::as_str) {
+        _ if model.architecture == Architecture::Bert => "BertTokenizer".to_owned(),
+        // Of transformers 5, which older releases do not know; its name before then.
+        None | Some("TokenizersBackend") => "PreTrainedTokenizerFast".to_owned(),
+        Some(class) => class.to_owned(),
+    };
+    fields.insert("tokenizer_class".to_owned(), class.into());
+    if tokenizer["model"]["type"] == "WordPiece" {
+        let lower_case = tokenizer["normalizer"]["lowercase"].as_bool();
+        let lower_case = lower_case.unwrap_or(false);
+        fields.insert("do_lower_case".to_owned(), lower_case.into());
+    }
+    if !model.reads_segments() {
+        // Where segments come with the tokens, a server hands them to a model that may refuse them.
+        let inputs = json!(["input_ids", "attention_mask"]);
+        fields.insert("model_input_names".to_owned(), inputs);
+    }
     Ok(config)
 }
 

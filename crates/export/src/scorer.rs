@@ -57,7 +57,7 @@ impl Scorer {
                 Error::File { path, problem }
             })?;
         // A tokenizer without a limit of its own says so with a huge number.
-        let longest = longest.min(model.config().max_position_embeddings);
+        let longest = longest.min(model.config().max_tokens());
         Ok(Self {
             tokenizer: PairTokenizer::open(folder, longest)?,
             activation: Activation::of(&config, &folder.join("config.json"))?,

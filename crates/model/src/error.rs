@@ -23,7 +23,7 @@ pub enum Error {
     },
 
     /// `config.json` is not JSON, or lacks a key, or holds a value of another type.
-    #[error("{} is not the config.json of a BERT model", path.display())]
+    #[error("{} is not the config.json of a model of the BERT family", path.display())]
     Config {
         /// The file.
         path: PathBuf,
@@ -111,7 +111,7 @@ pub enum Error {
 
     /// The file holds one parameter under two names.
     #[error(
-        "{} holds {name} twice (with and without the bert. prefix, or as gamma and weight): \
+        "{} holds {name} twice (with and without its prefix, or as gamma and weight): \
          remove one",
         path.display()
     )]
@@ -198,7 +198,7 @@ pub enum Error {
         index: usize,
         /// Its length.
         tokens: usize,
-        /// `max_position_embeddings` of the model.
+        /// The longest input of the model.
         positions: usize,
     },
 

@@ -1,4 +1,4 @@
-//! The BERT cross-encoder in Burn: tokenised pairs, Hugging Face weights in and out.
+//! Cross-encoders of the BERT family in Burn: tokenised pairs, Hugging Face weights in and out.
 //!
 //! A folder in the Hugging Face layout (`config.json`, `model.safetensors`, `tokenizer.json`)
 //! becomes a [`CrossEncoder`] and a [`PairTokenizer`]; [`score`] runs the one over what the other
@@ -19,19 +19,27 @@
 //! # }
 //! ```
 
-mod bert;
+mod architecture;
+mod attention;
 mod config;
+mod config_file;
+mod cross_encoder;
 mod device;
+mod encoder;
 mod error;
 mod gelu;
+mod head;
 mod pairs;
 mod parallel;
+mod post_norm;
+mod pre_norm;
 mod weights;
 
-pub use bert::{Batch, CrossEncoder};
+pub use architecture::Architecture;
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
-pub use config::BertConfig;
+pub use config::{ModelConfig, ModernBertConfig};
+pub use cross_encoder::{Batch, CrossEncoder};
 pub use device::{DeviceChoice, choose};
 pub use error::{Error, Result};
 pub use pairs::{Encoded, PairTokenizer, embed_all, length_buckets, score};

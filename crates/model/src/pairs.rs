@@ -12,8 +12,8 @@ use tokenizers::{
     EncodeInput, Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
-use crate::bert::{Batch, CrossEncoder};
-use crate::config::BertConfig;
+use crate::config::ModelConfig;
+use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::error::{Error, Result};
 use crate::parallel::{parallel_map, parallelism};
 
@@ -55,8 +55,8 @@ impl PairTokenizer {
     /// first, and not padded.
     ///
     /// # Errors
-    /// A missing or malformed file, one that does not mark the two texts of a pair as segments 0
-    /// and 1, or a `max_tokens` without room for a token of each text.
+    /// A missing or malformed file, one that does not set the two texts of a pair apart as the
+    /// folder's model reads them, or a `max_tokens` without room for a token of each text.
     pub fn open(folder: &Path, max_tokens: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         if !path.exists() {
@@ -70,7 +70,7 @@ impl PairTokenizer {
         // First the switching off: the file's own truncation would cut the probe below.
         tokenizer.with_padding(None);
         cut(&mut tokenizer, None, &path)?;
-        let specials = probe(&tokenizer, &path)?;
+        let specials = probe(&tokenizer, folder, &path)?;
         let least = specials + 2;
         if max_tokens < least {
             let problem = format!(
@@ -215,15 +215,16 @@ impl CrossEncoder {
     /// # Errors
     /// The first input that is too long, or holds an id that the model has no embedding for.
     pub fn check(&self, encodings: &[Encoded]) -> Result<()> {
-        let BertConfig {
-            vocab_size,
-            type_vocab_size,
-            max_position_embeddings,
-            ..
-        } = *self.config();
+        let config = self.config();
+        let positions = config.max_tokens();
+        let segments = if config.reads_segments() {
+            config.type_vocab_size
+        } else {
+            usize::MAX
+        };
         for (index, encoded) in encodings.iter().enumerate() {
-            if encoded.len() > max_position_embeddings {
-                let (tokens, positions) = (encoded.len(), max_position_embeddings);
+            let tokens = encoded.len();
+            if tokens > positions {
                 return Err(Error::TooLong {
                     index,
                     tokens,
@@ -231,8 +232,8 @@ impl CrossEncoder {
                 });
             }
             for (what, ids, size) in [
-                ("token id", &encoded.input_ids, vocab_size),
-                ("segment id", &encoded.token_type_ids, type_vocab_size),
+                ("token id", &encoded.input_ids, config.vocab_size),
+                ("segment id", &encoded.token_type_ids, segments),
             ] {
                 if let Some(&id) = ids.iter().find(|&&id| id as usize >= size) {
                     return Err(Error::UnknownId {
@@ -295,17 +296,19 @@ fn cut(tokenizer: &mut Tokenizer, max_tokens: Option<usize>, path: &Path) -> Res
 }
 
 /// The special tokens that a pair gets, from how two empty texts come out.
-fn probe(tokenizer: &Tokenizer, path: &Path) -> Result<usize> {
+fn probe(tokenizer: &Tokenizer, folder: &Path, path: &Path) -> Result<usize> {
     let pair = tokenizer
         .encode_fast(("", ""), true)
         .map_err(Error::Tokenize)?;
     let segments = pair.get_type_ids();
-    if segments.first() == Some(&0) && segments.last() == Some(&1) {
+    let marks_segments = segments.first() == Some(&0) && segments.last() == Some(&1);
+    // Where the model reads no segments, tokens around and between the texts are enough.
+    if marks_segments || (segments.len() >= 3 && !ModelConfig::read(folder)?.reads_segments()) {
         return Ok(segments.len());
     }
     let problem = format!(
         "a pair comes out with the segments {segments:?}, expected 0 … 1: \
-         give it the post_processor of a BERT tokenizer"
+         give it the post_processor of the model's own tokenizer"
     );
     Err(Error::Tokenizer {
         path: PathBuf::from(path),

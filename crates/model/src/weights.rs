@@ -1,7 +1,7 @@
 //! Parameters by their Hugging Face names: walking them, reading them, writing them.
 //!
-//! A parameter's path in [`CrossEncoder`] is its Hugging Face name, but for the four words of
-//! [`RENAMED`]; a linear weight is `[in, out]` here and `[out, in]` there.
+//! The names are those of the architecture's [`Names`]; a linear weight is `[in, out]` here and
+//! `[out, in]` there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,26 +14,20 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::bert::CrossEncoder;
-use crate::config::BertConfig;
+use crate::architecture::Names;
+use crate::config::ModelConfig;
+use crate::cross_encoder::CrossEncoder;
 use crate::error::{Error, Result};
-
-/// Field names here, and what Hugging Face calls them.
-const RENAMED: [(&str, &str); 4] = [
-    ("self_attention", "self"),
-    ("layer_norm", "LayerNorm"),
-    ("gamma", "weight"),
-    ("beta", "bias"),
-];
 
 /// Where the layers on top of the encoder come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// The folder holds a whole cross-encoder: pooler and a classifier of one label.
+    /// The folder holds a whole cross-encoder: its classifier has one label.
     Required,
     /// The folder holds a base model. The classifier is drawn anew from the normal distribution
-    /// of standard deviation `initializer_range`, as is the pooler if the folder has none; biases
-    /// are zero. Classifiers and pre-training heads (`classifier.*`, `cls.*`) are passed over.
+    /// of standard deviation `initializer_range`, as is what lies between encoder and classifier
+    /// if the folder has none; biases are zero, a norm's weights one. Classifiers and heads of
+    /// pre-training are passed over.
     New {
         /// Of the draw; the same on every device.
         seed: u64,
@@ -56,23 +50,28 @@ pub trait ParameterMapper {
 /// Whether a parameter is stored transposed: Hugging Face keeps linear weights as `[out, in]`,
 /// here they are `[in, out]`.
 pub fn is_transposed(name: &str) -> bool {
-    name.ends_with(".weight") && !name.contains("embeddings") && !name.contains("LayerNorm")
+    let is_norm = name.ends_with("Norm.weight") || name.ends_with("norm.weight");
+    name.ends_with(".weight") && !name.contains("embeddings.") && !is_norm
 }
 
 impl CrossEncoder {
     /// Reads `config.json` and `model.safetensors` in `folder`.
     ///
-    /// Names may come with the `bert.` prefix or without, and with `gamma` and `beta` for a layer
-    /// norm's weight and bias. Numbers of 16 bits become numbers of 32. `dropout` replaces both
-    /// probabilities of `config.json`. Load onto an autodiff device to train.
+    /// Names may come with the prefix of a whole model (`bert.`) or without, and with `gamma` and
+    /// `beta` for a layer norm's weight and bias. Numbers of 16 bits become numbers of 32. `dropout`
+    /// replaces all probabilities of `config.json`. Load onto an autodiff device to train.
     ///
     /// # Errors
-    /// What [`BertConfig::read`] refuses; a dropout outside of [0, 1); a missing, unexpected, misshapen or non-finite tensor, by
-    /// name; weights that are pickled or in several files, with what to do about it.
+    /// What [`ModelConfig::read`] refuses; a dropout outside of [0, 1); a missing, unexpected,
+    /// misshapen or non-finite tensor, by name; weights that are pickled or in several files, with
+    /// what to do about it.
     pub fn load(folder: &Path, head: Head, dropout: Option<f64>, device: &Device) -> Result<Self> {
         let mut config = match head {
-            Head::Required => BertConfig::read_reranker(folder)?,
-            Head::New { .. } => BertConfig::read(folder)?,
+            Head::Required => ModelConfig::read_reranker(folder)?,
+            Head::New { .. } => ModelConfig {
+                labels: vec!["LABEL_0".to_owned()],
+                ..ModelConfig::read(folder)?
+            },
         };
         if let Some(probability) = dropout {
             if !(0.0..1.0).contains(&probability) {
@@ -80,6 +79,7 @@ impl CrossEncoder {
             }
             config.hidden_dropout_prob = probability;
             config.attention_probs_dropout_prob = probability;
+            config.classifier_dropout = None;
         }
         Self::skeleton(&config, device).fill(&weights_file(folder)?, head)
     }
@@ -131,6 +131,7 @@ impl CrossEncoder {
     /// Shows every parameter to `visitor`.
     pub fn visit_parameters(&self, visitor: &mut impl ParameterVisitor) {
         self.visit(&mut Named {
+            names: self.config().architecture.names(),
             path: Vec::new(),
             inner: visitor,
         });
@@ -139,7 +140,9 @@ impl CrossEncoder {
     /// Puts what `mapper` gives in the place of every parameter.
     #[must_use]
     pub fn map_parameters(self, mapper: &mut impl ParameterMapper) -> Self {
+        let names = self.config().architecture.names();
         self.map(&mut Named {
+            names,
             path: Vec::new(),
             inner: mapper,
         })
@@ -160,11 +163,13 @@ impl CrossEncoder {
         })?;
         // Sorted, because the reader lists tensors in another order every time.
         let stored: BTreeMap<_, _> = file.iter().collect();
+        let names = self.config().architecture.names();
         let mut tensors = BTreeMap::new();
         for (name, view) in stored {
-            let canonical = canonical(name);
+            let canonical = names.canonical(name);
+            let mut others = names.other_heads.iter();
             let replaced = matches!(head, Head::New { .. })
-                && (canonical.starts_with("classifier.") || canonical.starts_with("cls."));
+                && others.any(|begin| canonical.starts_with(begin));
             // A buffer of 0, 1, 2 … that older releases of transformers stored.
             if replaced || canonical == "embeddings.position_ids" {
                 continue;
@@ -178,12 +183,13 @@ impl CrossEncoder {
         }
         let mut filling = Fill {
             path,
+            names,
             draw: match head {
                 Head::Required => None,
                 Head::New { seed } => Some(Draw {
                     random: ChaCha8Rng::seed_from_u64(seed),
                     deviation: self.config().initializer_range,
-                    pooler: !tensors.keys().any(|name| name.starts_with("pooler.")),
+                    modules: absent(names, &tensors),
                 }),
             },
             tensors,
@@ -210,33 +216,41 @@ impl CrossEncoder {
 
 /// Keeps the Hugging Face name of the parameter that a walk through the model has come to.
 struct Named<'a, W> {
+    names: &'static Names,
     path: Vec<String>,
     inner: &'a mut W,
 }
 
 impl<W> Named<'_, W> {
-    fn enter(&mut self, field: &str) {
-        let renamed = RENAMED.iter().find(|(here, _)| *here == field);
-        self.path
-            .push(renamed.map_or(field, |(_, there)| there).to_owned());
-    }
-
-    fn exit(&mut self) {
-        self.path.pop();
-    }
-
     fn name(&self) -> String {
-        self.path.join(".")
+        self.names.of(&self.path)
+    }
+
+    fn enter(&mut self, field: &str, container: &str) {
+        if !is_variant(container) {
+            self.path.push(field.to_owned());
+        }
+    }
+
+    fn exit(&mut self, container: &str) {
+        if !is_variant(container) {
+            self.path.pop();
+        }
     }
 }
 
+/// Which variant an enum is, the path does not say.
+fn is_variant(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
 impl<W: ParameterVisitor> ModuleVisitor for Named<'_, W> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.enter(name);
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.exit();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
     }
 
     fn visit_float<const N: usize>(&mut self, parameter: &Param<Tensor<N>>) {
@@ -245,12 +259,12 @@ impl<W: ParameterVisitor> ModuleVisitor for Named<'_, W> {
 }
 
 impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.enter(name);
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.exit();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
     }
 
     fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
@@ -318,6 +332,7 @@ impl Collect<'_> {
 /// Puts a file's tensors into the model, taking them out of `tensors`.
 struct Fill<'a> {
     path: &'a Path,
+    names: &'static Names,
     /// By name without the prefix: the name as stored, and the tensor.
     tensors: BTreeMap<String, (&'a str, TensorView<'a>)>,
     draw: Option<Draw>,
@@ -346,9 +361,22 @@ impl ParameterMapper for Fill<'_> {
 }
 
 impl Fill<'_> {
+    fn hint_for_missing(&self, canonical: &str) -> &'static str {
+        let of_head = |(_, there): &(&str, &str)| {
+            let module = self.names.canonical(there);
+            canonical.starts_with(&module)
+        };
+        if self.names.head.iter().any(of_head) {
+            "this is a base model, not a trained reranker"
+        } else {
+            "the file is not of the model that config.json describes"
+        }
+    }
+
     fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let canonical = self.names.canonical(name);
         if let Some(draw) = &mut self.draw
-            && draw.draws(name)
+            && draw.draws(&canonical)
         {
             return Ok(draw.values(name, shape));
         }
@@ -359,12 +387,12 @@ impl Fill<'_> {
             shape.to_vec()
         };
         let path = || self.path.to_owned();
-        let Some((name, view)) = self.tensors.remove(&canonical(name)) else {
+        let Some((name, view)) = self.tensors.remove(&canonical) else {
             return Err(Error::MissingTensor {
                 path: path(),
                 name: name.to_owned(),
                 expected,
-                hint: hint_for_missing(name),
+                hint: self.hint_for_missing(&canonical),
             });
         };
         if view.shape() != expected {
@@ -393,23 +421,35 @@ impl Fill<'_> {
     }
 }
 
+/// The modules of the head that are to be drawn: the classifier, and what the file has nothing of.
+fn absent<T>(names: &Names, tensors: &BTreeMap<String, T>) -> Vec<String> {
+    let module = |(_, there): &(&str, &str)| format!("{}.", names.canonical(there));
+    let is_absent = |module: &String| !tensors.keys().any(|name| name.starts_with(module));
+    names.head.iter().map(module).filter(is_absent).collect()
+}
+
 /// Draws the parameters that a base model lacks.
 struct Draw {
     random: ChaCha8Rng,
     deviation: f64,
-    /// Whether to draw the pooler too.
-    pooler: bool,
+    /// What their names begin with, prefix left out.
+    modules: Vec<String>,
 }
 
 impl Draw {
-    fn draws(&self, name: &str) -> bool {
-        name.starts_with("classifier.") || (self.pooler && name.starts_with("bert.pooler."))
+    fn draws(&self, canonical: &str) -> bool {
+        self.modules
+            .iter()
+            .any(|module| canonical.starts_with(module))
     }
 
     fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
         if name.ends_with("bias") {
             return vec![0.0; count];
+        }
+        if shape.len() == 1 {
+            return vec![1.0; count];
         }
         #[allow(clippy::cast_possible_truncation, reason = "weights have 32 bits")]
         (0..count)
@@ -456,27 +496,6 @@ fn weights_file(folder: &Path) -> Result<PathBuf> {
         }
     }
     Err(Error::MissingFile { path })
-}
-
-/// The one form of the names that a parameter may be stored under: no prefix, no `gamma`, no
-/// `beta`.
-fn canonical(name: &str) -> String {
-    let name = name.strip_prefix("bert.").unwrap_or(name);
-    if let Some(layer) = name.strip_suffix("LayerNorm.gamma") {
-        format!("{layer}LayerNorm.weight")
-    } else if let Some(layer) = name.strip_suffix("LayerNorm.beta") {
-        format!("{layer}LayerNorm.bias")
-    } else {
-        name.to_owned()
-    }
-}
-
-fn hint_for_missing(name: &str) -> &'static str {
-    if name.starts_with("classifier.") || name.starts_with("bert.pooler.") {
-        "this is a base model, not a trained reranker"
-    } else {
-        "the file is not of the model that config.json describes"
-    }
 }
 
 fn refuse_non_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {

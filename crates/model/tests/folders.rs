@@ -4,45 +4,34 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use common::{Golden, golden_folder, largest_difference};
+use common::{
+    Golden, Tensors, copy_with, family, folder_of, golden_folder, largest_difference, load, tensors,
+};
 use fs_err as fs;
-use retort_model::{BertConfig, CrossEncoder, Error, Head, PairTokenizer, score};
-use safetensors::tensor::TensorView;
+use retort_model::{CrossEncoder, Error, Head, ModelConfig, PairTokenizer, score};
 use safetensors::{Dtype, SafeTensors};
-use tempfile::TempDir;
-
-/// Name, type, shape and bytes of every tensor in a file.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 #[test]
-fn saving_what_was_loaded_gives_the_same_tensors_and_then_the_same_bytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = load(&golden_folder()).unwrap();
-    let first = folder.path().join("first.safetensors");
-    model.save(&first).unwrap();
-    assert_eq!(
-        tensors(&first),
-        tensors(&golden_folder().join("model.safetensors"))
-    );
+fn saving_what_was_loaded_gives_the_same_bytes() {
+    for original in family() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let expected = fs::read(original.join("model.safetensors")).unwrap();
+        let is_same = || fs::read(&path).unwrap() == expected;
+        load(&original).unwrap().save(&path).unwrap();
+        assert!(is_same(), "{}", original.display());
 
-    let second = folder.path().join("second.safetensors");
-    let other = CrossEncoder::load(
-        &golden_folder(),
-        Head::New { seed: 1 },
-        None,
-        &Device::flex(),
-    );
-    other
-        .unwrap()
-        .load_weights(&first)
-        .unwrap()
-        .save(&second)
-        .unwrap();
-    assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
+        let other = CrossEncoder::load(&original, Head::New { seed: 1 }, None, &Device::flex());
+        let other = other.unwrap();
+        other.save(&path).unwrap();
+        assert!(!is_same(), "{}", original.display());
+        let weights = original.join("model.safetensors");
+        other.load_weights(&weights).unwrap().save(&path).unwrap();
+        assert!(is_same(), "{}", original.display());
+    }
 }
 
 #[test]
@@ -69,18 +58,20 @@ fn the_saved_names_are_those_of_hugging_face() {
 
 #[test]
 fn a_folder_with_the_serving_config_scores_the_same() {
-    let golden = Golden::read();
-    let folder = copy_with(|_| {});
-    let config = BertConfig::read(folder.path()).unwrap().to_serving_json();
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let logits = score(&load(folder.path()).unwrap(), &golden.encoded(), 500).unwrap();
-    assert!(largest_difference(&logits, &golden.logits) < 1e-5);
+    for original in family() {
+        let golden = Golden::of(&original);
+        let folder = copy_with(&original, |_| {});
+        let config = ModelConfig::read(folder.path()).unwrap().to_serving_json();
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let logits = score(&load(folder.path()).unwrap(), &golden.encoded(), 500).unwrap();
+        assert!(largest_difference(&logits, &golden.logits) < 1e-5);
+    }
 }
 
 #[test]
 fn bare_and_legacy_names_and_buffers_are_read() {
     let golden = Golden::read();
-    let folder = copy_with(|tensors| {
+    let folder = copy_with(&golden_folder(), |tensors| {
         *tensors = std::mem::take(tensors)
             .into_iter()
             .map(|(name, tensor)| {
@@ -100,7 +91,7 @@ fn bare_and_legacy_names_and_buffers_are_read() {
 fn halves_become_singles() {
     let golden = Golden::read();
     for dtype in [Dtype::F16, Dtype::BF16] {
-        let folder = copy_with(|tensors| {
+        let folder = copy_with(&golden_folder(), |tensors| {
             for (stored_as, _, bytes) in tensors.values_mut() {
                 *stored_as = dtype;
                 let (singles, _) = bytes.as_chunks();
@@ -120,26 +111,33 @@ fn halves_become_singles() {
 
 #[test]
 fn a_new_head_is_the_same_for_the_same_seed_only() {
-    let golden = Golden::read();
-    let base = copy_with(|tensors| {
-        tensors.retain(|name, _| !name.starts_with("classifier") && !name.contains("pooler"));
-        tensors.insert(
-            "cls.predictions.bias".to_owned(),
-            (Dtype::F32, vec![1], vec![0; 4]),
-        );
-    });
-    let logits = |seed| {
-        let model = CrossEncoder::load(base.path(), Head::New { seed }, None, &Device::flex());
-        score(&model.unwrap(), &golden.encoded(), 500).unwrap()
-    };
-    assert_eq!(logits(1), logits(1));
-    assert_ne!(logits(1), logits(2));
-    let error = load(base.path()).unwrap_err().to_string();
-    assert!(
-        error.contains("lacks the tensor bert.pooler.dense.weight"),
-        "{error}"
-    );
-    assert!(error.contains("this is a base model"), "{error}");
+    let pretraining = [
+        "cls.predictions.bias",
+        "vocab_projector.bias",
+        "discriminator_predictions.dense.bias",
+        "decoder.bias",
+        "lm_head.bias",
+        "lm_head.bias",
+    ];
+    for (original, other_head) in family().iter().zip(pretraining) {
+        let golden = Golden::of(original);
+        // What names of heads have in common: no layer and no embedding.
+        let of_head = |name: &str| !name.contains("layer") && !name.contains("embeddings");
+        let base = copy_with(original, |tensors| {
+            tensors.retain(|name, _| !of_head(name) || name.contains("final_norm"));
+            let bias = (Dtype::F32, vec![1], vec![0; 4]);
+            tensors.insert(other_head.to_owned(), bias);
+        });
+        let logits = |seed| {
+            let model = CrossEncoder::load(base.path(), Head::New { seed }, None, &Device::flex());
+            score(&model.unwrap(), &golden.encoded(), 500).unwrap()
+        };
+        assert_eq!(logits(1), logits(1));
+        assert_ne!(logits(1), logits(2));
+        let error = load(base.path()).unwrap_err().to_string();
+        assert!(error.contains("lacks the tensor"), "{error}");
+        assert!(error.contains("this is a base model"), "{error}");
+    }
 }
 
 #[test]
@@ -196,15 +194,22 @@ fn weights_that_do_not_fit_are_refused_by_name() {
             "query.weight holds NaN at index 1",
         ),
     ] {
-        let folder = copy_with(change);
+        let folder = copy_with(&golden_folder(), change);
         let error = load(folder.path()).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }
 
 #[test]
+fn a_model_of_three_classes_is_no_reranker() {
+    let error = load(&folder_of("family/bert-classes")).unwrap_err();
+    let message = "id2label is 3 labels, but only 1 label is supported";
+    assert!(error.to_string().contains(message), "{error}");
+}
+
+#[test]
 fn files_that_are_not_there_are_named_with_what_to_do() {
-    let folder = copy_with(|_| {});
+    let folder = copy_with(&golden_folder(), |_| {});
     let path = |name| folder.path().join(name);
 
     fs::write(path("model.safetensors"), "cut short").unwrap();
@@ -246,35 +251,6 @@ fn files_that_are_not_there_are_named_with_what_to_do() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("tokenizer.json is missing"), "{error}");
-}
-
-fn load(folder: &Path) -> retort_model::Result<CrossEncoder> {
-    CrossEncoder::load(folder, Head::Required, None, &Device::flex())
-}
-
-/// A copy of the golden folder with its tensors changed.
-fn copy_with(change: impl Fn(&mut Tensors)) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "tokenizer.json"] {
-        fs::copy(golden_folder().join(name), folder.path().join(name)).unwrap();
-    }
-    let mut tensors = tensors(&golden_folder().join("model.safetensors"));
-    change(&mut tensors);
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-    });
-    let bytes = safetensors::serialize(views, None).unwrap();
-    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-    folder
-}
-
-fn tensors(path: &Path) -> Tensors {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = |view: TensorView| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-    file.iter()
-        .map(|(name, view)| (name.to_owned(), tensor(view)))
-        .collect()
 }
 
 fn half(single: f32, dtype: Dtype) -> [u8; 2] {

@@ -1,90 +1,139 @@
-//! The model against what PyTorch computed (`tests/golden/bert/make.py`).
+//! Every architecture against what PyTorch computed (`tests/golden/{bert,family}/make.py`).
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 mod common;
 
+use std::path::Path;
+
 use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
-use common::{Golden, floats, golden_folder, relative_error};
+use common::{
+    Golden, copy_with, family, floats, folder_of, largest_difference, load, relative_error,
+};
 use fs_err as fs;
 use retort_model::{
-    CrossEncoder, Head, PairTokenizer, ParameterVisitor, embed_all, is_transposed, score,
+    CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, embed_all, is_transposed, score,
 };
 use safetensors::SafeTensors;
 
 #[test]
-fn the_tokenizer_gives_the_golden_ids() {
-    let golden = Golden::read();
-    let tokenizer = PairTokenizer::open(&golden_folder(), 64).unwrap();
-    for (encoded, golden) in tokenizer
-        .encode_pairs(&golden.pairs())
-        .unwrap()
-        .iter()
-        .zip(golden.encoded())
-    {
-        assert_eq!(*encoded, golden);
+fn tokenizers_give_the_golden_ids() {
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let tokenizer = PairTokenizer::open(&folder, 64).unwrap();
+        let encoded = tokenizer.encode_pairs(&golden.pairs()).unwrap();
+        assert_eq!(encoded, golden.encoded(), "{}", folder.display());
     }
 }
 
 #[test]
 fn logits_match_pytorch() {
-    let golden = Golden::read();
-    let model =
-        CrossEncoder::load(&golden_folder(), Head::Required, None, &Device::flex()).unwrap();
-    let logits = floats(model.forward(&golden.batch(&Device::flex())));
-    println!(
-        "largest difference of a logit: {:e}",
-        common::largest_difference(&logits, &golden.logits)
-    );
-    assert!(
-        common::largest_difference(&logits, &golden.logits) < 1e-5,
-        "{logits:?}"
-    );
-    // In buckets of other composition and padding.
-    let logits = score(&model, &golden.encoded(), 40).unwrap();
-    assert!(
-        common::largest_difference(&logits, &golden.logits) < 1e-5,
-        "{logits:?}"
-    );
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let model = load(&folder).unwrap();
+        let logits = floats(model.forward(&golden.batch(&Device::flex())));
+        assert_near(&folder, &logits, &golden.logits, 1e-5);
+        // In buckets of other composition and padding.
+        let logits = score(&model, &golden.encoded(), 40).unwrap();
+        assert_near(&folder, &logits, &golden.logits, 1e-5);
+    }
 }
 
 #[test]
 fn embeddings_match_pytorch() {
-    let golden = Golden::read();
-    let model =
-        CrossEncoder::load(&golden_folder(), Head::Required, None, &Device::flex()).unwrap();
-    let tokenizer = PairTokenizer::open(&golden_folder(), 64).unwrap();
-    let texts: Vec<&str> = golden.texts.iter().map(String::as_str).collect();
-    let embeddings = embed_all(&model, &tokenizer.encode_texts(&texts).unwrap(), 1000).unwrap();
-    for (got, expected) in embeddings.iter().zip(&golden.embeddings) {
-        assert!(
-            common::largest_difference(got, expected) < 1e-5,
-            "{got:?} {expected:?}"
-        );
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let tokenizer = PairTokenizer::open(&folder, 64).unwrap();
+        let texts: Vec<&str> = golden.texts.iter().map(String::as_str).collect();
+        let encoded = tokenizer.encode_texts(&texts).unwrap();
+        let embeddings = embed_all(&load(&folder).unwrap(), &encoded, 1000).unwrap();
+        for (got, expected) in embeddings.iter().zip(&golden.embeddings) {
+            assert_near(&folder, got, expected, 1e-5);
+        }
     }
 }
 
 #[test]
 fn gradients_match_pytorch() {
-    let golden = Golden::read();
-    let device = Device::flex().autodiff();
-    let model = CrossEncoder::load(&golden_folder(), Head::Required, Some(0.0), &device).unwrap();
-    let weights = Tensor::<1>::from_floats(golden.weights.as_slice(), &device);
-    let logits = model.forward(&golden.batch(&device));
-    assert!(common::largest_difference(&floats(logits.clone()), &golden.logits) < 1e-5);
-    let gradients = (logits * weights).sum().backward();
-    let bytes = fs::read(golden_folder().join("gradients_weighted.safetensors")).unwrap();
-    let expected = SafeTensors::deserialize(&bytes).unwrap();
-    let mut compare = Compare {
-        gradients,
-        expected,
-        seen: 0,
-        worst: 0.0,
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let device = Device::flex().autodiff();
+        let model = CrossEncoder::load(&folder, Head::Required, Some(0.0), &device).unwrap();
+        let weights = Tensor::<1>::from_floats(golden.weights.as_slice(), &device);
+        let logits = model.forward(&golden.batch(&device));
+        assert_near(&folder, &floats(logits.clone()), &golden.logits, 1e-5);
+        let bytes = fs::read(folder.join("gradients_weighted.safetensors")).unwrap();
+        let mut compare = Compare {
+            gradients: (logits * weights).sum().backward(),
+            expected: SafeTensors::deserialize(&bytes).unwrap(),
+            seen: 0,
+            worst: 0.0,
+        };
+        model.visit_parameters(&mut compare);
+        println!("{}: {:e}", folder.display(), compare.worst);
+        assert_eq!(compare.seen, compare.expected.len());
+    }
+}
+
+/// A padding token that a text holds takes the position of padding, and no other does.
+#[test]
+fn padding_within_a_text_is_where_roberta_has_it() {
+    for name in ["family/roberta", "family/xlm-roberta"] {
+        let folder = folder_of(name);
+        let literal = Golden::of(&folder).literal_padding.unwrap();
+        let encoded = Encoded {
+            token_type_ids: vec![0; literal.input_ids.len()],
+            input_ids: literal.input_ids,
+        };
+        let logits = score(&load(&folder).unwrap(), &[encoded], 100).unwrap();
+        assert_near(&folder, &logits, &[literal.logit], 1e-5);
+    }
+}
+
+#[test]
+fn a_modernbert_may_classify_the_mean() {
+    let folder = folder_of("family/modernbert");
+    let golden = Golden::of(&folder);
+    let copy = copy_with(&folder, |_| {});
+    let path = copy.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    let mean = config.replace(
+        r#""classifier_pooling": "cls""#,
+        r#""classifier_pooling": "mean""#,
+    );
+    assert_ne!(mean, config);
+    fs::write(&path, mean).unwrap();
+    let logits = score(&load(copy.path()).unwrap(), &golden.encoded(), 100).unwrap();
+    assert_near(&folder, &logits, &golden.logits_of_mean.unwrap(), 1e-5);
+}
+
+/// GPU matrix products may use shorter mantissas: 1e-3 instead of 1e-5.
+#[test]
+#[cfg(feature = "wgpu")]
+fn logits_match_pytorch_through_wgpu() {
+    use retort_model::{DeviceChoice, choose};
+    let Ok((device, why)) = choose(DeviceChoice::Wgpu) else {
+        println!("skipped: no wgpu adapter");
+        return;
     };
-    model.visit_parameters(&mut compare);
-    println!("largest relative error of a gradient: {:e}", compare.worst);
-    assert_eq!(compare.seen, compare.expected.len());
+    println!("on {why}");
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let model = CrossEncoder::load(&folder, Head::Required, None, &device).unwrap();
+        let logits = floats(model.forward(&golden.batch(&device)));
+        assert_near(&folder, &logits, &golden.logits, 1e-3);
+    }
+}
+
+fn assert_near(folder: &Path, got: &[f32], expected: &[f32], tolerance: f32) {
+    let difference = largest_difference(got, expected);
+    println!("{}: {difference:e}", folder.display());
+    assert!(
+        difference < tolerance,
+        "{}: {got:?}, expected {expected:?}",
+        folder.display()
+    );
 }
 
 struct Compare<'a> {
@@ -113,7 +162,7 @@ impl ParameterVisitor for Compare<'_> {
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect();
         let got = floats(gradient);
-        if name.ends_with("key.bias") {
+        if name.ends_with("key.bias") || name.ends_with("k_lin.bias") {
             // Moves all scores of a row alike, which softmax does not see: 0 but for rounding.
             assert!(
                 got.iter().chain(&expected).all(|value| value.abs() < 1e-6),
@@ -125,23 +174,4 @@ impl ParameterVisitor for Compare<'_> {
             self.worst = self.worst.max(error);
         }
     }
-}
-
-/// GPU matrix products may use shorter mantissas: 1e-3 instead of 1e-5.
-#[test]
-#[cfg(feature = "wgpu")]
-fn logits_match_pytorch_through_wgpu() {
-    use retort_model::{DeviceChoice, choose};
-    let Ok((device, why)) = choose(DeviceChoice::Wgpu) else {
-        println!("skipped: no wgpu adapter");
-        return;
-    };
-    println!("on {why}");
-    let golden = Golden::read();
-    let model = CrossEncoder::load(&golden_folder(), Head::Required, None, &device).unwrap();
-    let logits = floats(model.forward(&golden.batch(&device)));
-    assert!(
-        common::largest_difference(&logits, &golden.logits) < 1e-3,
-        "{logits:?}"
-    );
 }

@@ -5,34 +5,60 @@
 mod common;
 
 use burn::tensor::Device;
-use common::{Golden, golden_folder, largest_difference};
+use common::{Golden, family, folder_of, golden_folder, largest_difference, load};
 use fs_err as fs;
 use retort_model::{CrossEncoder, Encoded, Error, Head, PairTokenizer, score};
 use serde_json::{Value, json};
 
 #[test]
-fn padding_and_company_do_not_change_a_score() {
-    let golden = Golden::read();
-    let model = model();
-    let encoded = golden.encoded();
-    let together = score(&model, &encoded, 1000).unwrap();
-    for (pair, &together) in encoded.iter().zip(&together) {
-        let alone = score(&model, std::slice::from_ref(pair), 1000).unwrap();
-        assert!((alone[0] - together).abs() < 1e-5, "{alone:?} {together}");
+fn padding_company_and_order_do_not_change_a_score() {
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let model = load(&folder).unwrap();
+        let mut encoded = golden.encoded();
+        let together = score(&model, &encoded, 1000).unwrap();
+        for (pair, &together) in encoded.iter().zip(&together) {
+            let alone = score(&model, std::slice::from_ref(pair), 1000).unwrap();
+            assert!((alone[0] - together).abs() < 1e-5, "{alone:?} {together}");
+        }
+        encoded.reverse();
+        let mut reversed = score(&model, &encoded, 1000).unwrap();
+        reversed.reverse();
+        assert!(largest_difference(&reversed, &together) < 1e-5);
     }
 }
 
 #[test]
-fn swapped_segments_change_a_score() {
-    let golden = Golden::read();
-    let mut swapped = golden.encoded();
-    for pair in &mut swapped {
-        pair.token_type_ids
-            .iter_mut()
-            .for_each(|segment| *segment = 1 - *segment);
+fn swapped_texts_change_a_score() {
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let tokenizer = PairTokenizer::open(&folder, 64).unwrap();
+        let swapped: Vec<_> = golden.pairs().iter().map(|&(q, d)| (d, q)).collect();
+        let swapped = tokenizer.encode_pairs(&swapped).unwrap();
+        let logits = score(&load(&folder).unwrap(), &swapped, 1000).unwrap();
+        assert!(largest_difference(&logits, &golden.logits) > 1e-3);
     }
-    let logits = score(&model(), &swapped, 1000).unwrap();
-    assert!(largest_difference(&logits, &golden.logits) > 1e-2);
+}
+
+#[test]
+fn swapped_segments_change_a_score_where_a_model_reads_them() {
+    for folder in family() {
+        let golden = Golden::of(&folder);
+        let model = load(&folder).unwrap();
+        let mut swapped = golden.encoded();
+        for pair in &mut swapped {
+            pair.token_type_ids
+                .iter_mut()
+                .for_each(|segment| *segment = 1 - *segment);
+        }
+        let logits = score(&model, &swapped, 1000).unwrap();
+        let difference = largest_difference(&logits, &golden.logits);
+        if model.config().reads_segments() {
+            assert!(difference > 1e-3, "{difference}");
+        } else {
+            assert!(difference < 1e-5, "{difference}");
+        }
+    }
 }
 
 #[test]
@@ -90,6 +116,21 @@ fn inputs_that_the_model_cannot_read_are_refused() {
         "{error}"
     );
     assert!(score(&model(), &[], 1000).unwrap().is_empty());
+}
+
+#[test]
+fn roberta_reads_fewer_tokens_than_it_has_positions() {
+    let model = load(&folder_of("family/roberta")).unwrap();
+    let of_length = |length| Encoded {
+        input_ids: vec![5; length],
+        token_type_ids: vec![0; length],
+    };
+    score(&model, &[of_length(38)], 100).unwrap();
+    let error = score(&model, &[of_length(39)], 100).unwrap_err();
+    assert!(
+        matches!(error, Error::TooLong { positions: 38, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -166,9 +207,23 @@ fn a_tokenizer_without_segments_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("give it the post_processor of a BERT tokenizer"),
+        error.contains("give it the post_processor of the model's own tokenizer"),
         "{error}"
     );
+}
+
+#[test]
+fn a_model_that_reads_segments_is_given_a_tokenizer_that_marks_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &str, name: &str| {
+        fs::copy(folder_of(from).join(name), folder.path().join(name)).unwrap();
+    };
+    copy("family/roberta", "tokenizer.json");
+    copy("family/roberta", "config.json");
+    PairTokenizer::open(folder.path(), 64).unwrap();
+    copy("family/electra", "config.json");
+    let error = PairTokenizer::open(folder.path(), 64).unwrap_err();
+    assert!(error.to_string().contains("expected 0 … 1"), "{error}");
 }
 
 #[test]

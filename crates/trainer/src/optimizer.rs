@@ -263,7 +263,8 @@ impl ParameterMapper for Update<'_> {
             square: gradient.zeros_like(),
         });
         let mut constants = self.constants;
-        if !decays(name) {
+        // Biases and layer norms, all the vectors there are, are left out, as BERT was trained.
+        if N == 1 {
             constants.weight_decay = 0.0;
         }
         let id = parameter.id;
@@ -280,11 +281,6 @@ impl ParameterMapper for Update<'_> {
         let value = Tensor::from_inner(value.reshape(shape)).to_device(&autodiff);
         parameter.transform_for_load(value, id)
     }
-}
-
-/// Biases and layer norms are left out of weight decay, as BERT was trained.
-fn decays(name: &str) -> bool {
-    !name.contains("LayerNorm") && name.rsplit('.').next() != Some("bias")
 }
 
 fn update_on_device(

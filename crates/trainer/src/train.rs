@@ -11,7 +11,9 @@ use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_data::collection::{self, Collection};
 use retort_data::label_set;
-use retort_model::{Batch, BertConfig, CrossEncoder, Encoded, Head, PairTokenizer, length_buckets};
+use retort_model::{
+    Batch, CrossEncoder, Encoded, Head, ModelConfig, PairTokenizer, length_buckets,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -208,7 +210,7 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
 /// The base model's tokenizer, cutting at a length that the model can read.
 fn tokenizer(run: &Run) -> Result<PairTokenizer> {
     let max_tokens = run.settings.data.max_tokens;
-    let positions = BertConfig::read(run.base)?.max_position_embeddings;
+    let positions = ModelConfig::read(run.base)?.max_tokens();
     if max_tokens > positions {
         return Err(Error::Setting {
             key: "data.max_tokens",
