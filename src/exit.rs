@@ -99,7 +99,8 @@ fn of_model(error: &ModelError) -> u8 {
         ModelError::Io(error) => of_io(error),
         ModelError::UnknownDevice(_)
         | ModelError::DeviceNotBuilt { .. }
-        | ModelError::DeviceNotFound { .. } => CONFIGURATION,
+        | ModelError::DeviceNotFound { .. }
+        | ModelError::Layers { .. } => CONFIGURATION,
         ModelError::Device(_) => TRANSIENT,
         _ => BAD_DATA,
     }

@@ -175,6 +175,35 @@ fn an_export_has_what_servers_read() {
     }
 }
 
+#[test]
+fn every_architecture_trains_and_serves_with_the_layers_it_keeps() {
+    for (name, kept, layers) in [
+        ("distilbert", "[1]", "n_layers"),
+        ("electra", "[0]", "num_hidden_layers"),
+        ("modernbert", "[0]", "num_hidden_layers"),
+        ("roberta", "[1]", "num_hidden_layers"),
+        ("xlm-roberta", "[0]", "num_hidden_layers"),
+    ] {
+        let job = SmallJob::new();
+        let mut train = job.train("run");
+        for setting in [
+            format!("model.init=tests/golden/family/{name}"),
+            format!("model.keep_layers={kept}"),
+            "data.max_tokens=32".to_owned(),
+            "schedule.epochs=1".to_owned(),
+        ] {
+            train.args(["--set", &setting]);
+        }
+        succeed(&mut train);
+        let config = read_json(&job.path("run/export/config.json"));
+        assert_eq!(config["model_type"], name);
+        assert_eq!(config[layers], 1);
+        let pair = json!({"query": "cordless drill", "document": "Combi drill, 18 V"});
+        let scored = score(&job.path("run/export"), &format!("{pair}\n"));
+        assert!(scored[0]["logit"].is_f64(), "{scored:?}");
+    }
+}
+
 /// Killed both within a checkpoint's interval and right after one, maybe while one is written.
 #[test]
 fn a_killed_run_that_is_resumed_ends_as_an_uninterrupted_one() {

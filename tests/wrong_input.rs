@@ -59,6 +59,9 @@ fn a_setting_out_of_range_names_its_range() {
     let mut train = job.train("run");
     train.args(["--set", "data.max_tokens=65"]);
     refused(&job, &mut train, 78, &["the base model has 64 positions"]);
+    let mut train = job.train("run");
+    train.args(["--set", "model.keep_layers=[0, 2]"]);
+    refused(&job, &mut train, 78, &["the layers [0, 2]", "has 2"]);
 }
 
 #[test]

@@ -5,8 +5,9 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, ModernBertConfig};
 use crate::encoder::Encoder;
+use crate::error::{Error, Result};
 use crate::head::ClassificationHead;
 
 /// What the model reads: token ids, padded to one length.
@@ -19,6 +20,11 @@ pub struct Batch {
     /// 1.0 for a token, 0.0 for padding: `[B, T]`.
     pub attention_mask: Tensor<2>,
 }
+
+/// An encoder that tells which of several classes a pair of texts is of: whether one follows from
+/// the other, say.
+#[derive(Debug, Clone)]
+pub struct Classifier(pub(crate) CrossEncoder);
 
 /// An encoder that reads query and document together and gives one relevance logit.
 #[derive(Module, Debug)]
@@ -59,9 +65,58 @@ impl CrossEncoder {
         self.logits(batch).reshape([pairs])
     }
 
+    /// The same model with these of its layers alone: what a shallower student starts from.
+    ///
+    /// # Errors
+    /// No layer, one that the model lacks, or another order than theirs; of a ModernBERT, what
+    /// `config.json` could not describe.
+    pub fn keep_layers(self, kept: &[usize]) -> Result<Self> {
+        let Self {
+            encoder,
+            head,
+            mut config,
+        } = self;
+        let refused = |problem| Error::Layers {
+            kept: kept.to_vec(),
+            layers: config.num_hidden_layers,
+            problem,
+        };
+        if kept.is_empty() || kept.iter().any(|layer| *layer >= config.num_hidden_layers) {
+            return Err(refused("name some of those it has, counted from 0"));
+        }
+        if !kept.is_sorted_by(|one, next| one < next) {
+            return Err(refused("name each once, the lowest first"));
+        }
+        let modern = match &config.modern {
+            None => None,
+            Some(modern) => {
+                let are_global: Vec<bool> = kept.iter().map(|l| modern.is_global(*l)).collect();
+                match ModernBertConfig::every(&are_global) {
+                    // The first layer does not normalise its input, and the others do.
+                    Some(every) if kept[0] == 0 => Some(ModernBertConfig {
+                        global_attn_every_n_layers: every,
+                        ..modern.clone()
+                    }),
+                    _ => {
+                        return Err(refused(
+                            "of a ModernBERT, keep the first layer, and a global one every so many",
+                        ));
+                    }
+                }
+            }
+        };
+        config.modern = modern;
+        config.num_hidden_layers = kept.len();
+        Ok(Self {
+            encoder: encoder.keep_layers(kept),
+            head,
+            config,
+        })
+    }
+
     /// # Shapes
     /// - output: `[B, N]`
-    fn logits(&self, batch: &Batch) -> Tensor<2> {
+    pub(crate) fn logits(&self, batch: &Batch) -> Tensor<2> {
         let [pairs, _] = batch.input_ids.dims();
         let pools_mean = self.config.modern.as_ref().is_some_and(|m| m.pools_mean);
         let pooled = if pools_mean {
@@ -98,5 +153,20 @@ impl CrossEncoder {
         (self.encoder.forward(&self.config, batch, tokens) * mask)
             .sum_dim(1)
             .reshape([texts, self.config.hidden_size])
+    }
+}
+
+impl Classifier {
+    /// What the classes are called, in the order of the logits.
+    pub fn labels(&self) -> &[String] {
+        &self.0.config.labels
+    }
+
+    /// A logit of each class.
+    ///
+    /// # Shapes
+    /// - output: `[B, N]`
+    pub fn forward(&self, batch: &Batch) -> Tensor<2> {
+        self.0.logits(batch)
     }
 }

@@ -66,6 +66,14 @@ impl Encoder {
         }
     }
 
+    pub(crate) fn keep_layers(self, kept: &[usize]) -> Self {
+        let stack = match self.stack {
+            Stack::PostNorm(stack) => Stack::PostNorm(stack.keep_layers(kept)),
+            Stack::PreNorm(stack) => Stack::PreNorm(Box::new(stack.keep_layers(kept))),
+        };
+        Self { stack, ..self }
+    }
+
     /// # Shapes
     /// - output: `[B, T, D]`
     fn embed(&self, config: &ModelConfig, batch: &Batch) -> Tensor<3> {
@@ -133,6 +141,15 @@ pub(crate) fn through<L>(
         hidden.clone().narrow(1, 0, rows)
     };
     forward(last, wanted, hidden)
+}
+
+/// Those of the layers that have these numbers.
+pub(crate) fn those<L>(layers: Vec<L>, kept: &[usize]) -> Vec<L> {
+    let layers = layers.into_iter().enumerate();
+    layers
+        .filter(|(number, _)| kept.contains(number))
+        .map(|(_, layer)| layer)
+        .collect()
 }
 
 pub(crate) fn layer_norm(config: &ModelConfig, width: usize, device: &Device) -> LayerNorm {

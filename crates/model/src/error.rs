@@ -48,6 +48,17 @@ pub enum Error {
     #[error("dropout is {0}: give a probability from 0 up to, but not, 1")]
     Dropout(f64),
 
+    /// Layers were to be kept that are not there, or not in their order.
+    #[error("the layers {kept:?} of a model that has {layers} cannot be kept: {problem}")]
+    Layers {
+        /// What was asked for.
+        kept: Vec<usize>,
+        /// How many the model has.
+        layers: usize,
+        /// What to ask for instead.
+        problem: &'static str,
+    },
+
     /// The weights are pickled, which is code to run and not data to read.
     #[error(
         "{} holds {file} and no model.safetensors: convert it with \

@@ -39,9 +39,9 @@ pub use architecture::Architecture;
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};
-pub use cross_encoder::{Batch, CrossEncoder};
+pub use cross_encoder::{Batch, Classifier, CrossEncoder};
 pub use device::{DeviceChoice, choose};
 pub use error::{Error, Result};
-pub use pairs::{Encoded, PairTokenizer, embed_all, length_buckets, score};
+pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
 pub use weights::{Head, ParameterMapper, ParameterVisitor, is_transposed};

@@ -13,7 +13,7 @@ use tokenizers::{
 };
 
 use crate::config::ModelConfig;
-use crate::cross_encoder::{Batch, CrossEncoder};
+use crate::cross_encoder::{Batch, Classifier, CrossEncoder};
 use crate::error::{Error, Result};
 use crate::parallel::{parallel_map, parallelism};
 
@@ -194,6 +194,18 @@ pub fn score(
         model.forward(batch).unsqueeze_dim(1)
     })?;
     Ok(logits.into_iter().flatten().collect())
+}
+
+/// The logits of all classes of all inputs, in their order.
+///
+/// # Errors
+/// Those of [`score`].
+pub fn classify(
+    model: &Classifier,
+    encodings: &[Encoded],
+    tokens_per_batch: usize,
+) -> Result<Vec<Vec<f32>>> {
+    run(&model.0, encodings, tokens_per_batch, CrossEncoder::logits)
 }
 
 /// The embeddings of all inputs, in their order: `D` numbers each, of length one.

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use crate::architecture::Architecture;
 use crate::attention::{attend, dropout, split};
 use crate::config::ModelConfig;
-use crate::encoder::{layer_norm, through};
+use crate::encoder::{layer_norm, those, through};
 use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
@@ -34,6 +34,12 @@ impl PostNorm {
         let layer = |_| Layer::new(config, device);
         Self {
             layers: (0..config.num_hidden_layers).map(layer).collect(),
+        }
+    }
+
+    pub(crate) fn keep_layers(self, kept: &[usize]) -> Self {
+        Self {
+            layers: those(self.layers, kept),
         }
     }
 

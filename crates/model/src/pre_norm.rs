@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::attention::{UNSEEN, attend, dropout, split};
 use crate::config::{ModelConfig, ModernBertConfig};
-use crate::encoder::{layer_norm, through};
+use crate::encoder::{layer_norm, those, through};
 use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
@@ -54,6 +54,13 @@ impl PreNorm {
             local_attention: modern.local_attention,
             global_theta: modern.global_rope_theta,
             local_theta: modern.local_rope_theta,
+        }
+    }
+
+    pub(crate) fn keep_layers(self, kept: &[usize]) -> Self {
+        Self {
+            layers: those(self.layers, kept),
+            ..self
         }
     }
 

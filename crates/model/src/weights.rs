@@ -16,7 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::architecture::Names;
 use crate::config::ModelConfig;
-use crate::cross_encoder::CrossEncoder;
+use crate::cross_encoder::{Classifier, CrossEncoder};
 use crate::error::{Error, Result};
 
 /// Where the layers on top of the encoder come from.
@@ -211,6 +211,18 @@ impl CrossEncoder {
             });
         }
         Ok(model)
+    }
+}
+
+impl Classifier {
+    /// Reads a folder as [`CrossEncoder::load`] does, with the classes that `config.json` names.
+    ///
+    /// # Errors
+    /// Those of [`CrossEncoder::load`], but for the number of labels.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let config = ModelConfig::read(folder)?;
+        let model = CrossEncoder::skeleton(&config, device);
+        Ok(Self(model.fill(&weights_file(folder)?, Head::Required)?))
     }
 }
 

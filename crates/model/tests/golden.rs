@@ -13,7 +13,8 @@ use common::{
 };
 use fs_err as fs;
 use retort_model::{
-    CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, embed_all, is_transposed, score,
+    Classifier, CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, classify, embed_all,
+    is_transposed, score,
 };
 use safetensors::SafeTensors;
 
@@ -106,6 +107,17 @@ fn a_modernbert_may_classify_the_mean() {
     fs::write(&path, mean).unwrap();
     let logits = score(&load(copy.path()).unwrap(), &golden.encoded(), 100).unwrap();
     assert_near(&folder, &logits, &golden.logits_of_mean.unwrap(), 1e-5);
+}
+
+#[test]
+fn three_classes_have_a_logit_each() {
+    let folder = folder_of("family/bert-classes");
+    let golden = Golden::of(&folder);
+    let model = Classifier::load(&folder, &Device::flex()).unwrap();
+    assert_eq!(model.labels(), ["contradiction", "entailment", "neutral"]);
+    let logits = classify(&model, &golden.encoded(), 40).unwrap();
+    assert!(logits.iter().all(|logits| logits.len() == 3));
+    assert_near(&folder, &logits.concat(), &golden.logits, 1e-5);
 }
 
 /// GPU matrix products may use shorter mantissas: 1e-3 instead of 1e-5.

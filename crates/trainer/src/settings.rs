@@ -52,6 +52,9 @@ pub struct ModelSettings {
     /// A commit, branch or tag of that model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Which layers of it the student has, counted from 0; all where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_layers: Option<Vec<usize>>,
     /// Of hidden states and attention, while training.
     pub dropout: f64,
 }

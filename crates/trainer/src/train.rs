@@ -40,6 +40,16 @@ pub struct Run<'a> {
     pub device: &'a Device,
 }
 
+impl Run<'_> {
+    /// The student as it is before any step, from the base model with a new head.
+    pub(crate) fn untrained(&self, base: CrossEncoder) -> Result<CrossEncoder> {
+        match &self.settings.model.keep_layers {
+            None => Ok(base),
+            Some(layers) => Ok(base.keep_layers(layers)?),
+        }
+    }
+}
+
 /// What happens while a run goes on.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -281,7 +291,7 @@ fn start(run: &Run, inputs: &Inputs, dataset: &Dataset, device: &Device) -> Resu
         seed: run.settings.seed,
     };
     if !run.folder.join(checkpoint::SETTINGS).exists() {
-        let student = CrossEncoder::load(run.base, head, dropout, device)?;
+        let student = run.untrained(CrossEncoder::load(run.base, head, dropout, device)?)?;
         student.check(&dataset.pairs)?;
         retort_files::write_new_directory::<Error>(run.folder, |folder| {
             fs::write(folder.join(checkpoint::SETTINGS), to_toml(run.settings)?)?;
@@ -323,7 +333,7 @@ fn start(run: &Run, inputs: &Inputs, dataset: &Dataset, device: &Device) -> Resu
         }
     }
     let Some((folder, state)) = checkpoint::last(run.folder)? else {
-        let student = CrossEncoder::load(run.base, head, dropout, device)?;
+        let student = run.untrained(CrossEncoder::load(run.base, head, dropout, device)?)?;
         return Ok(Start {
             student,
             optimizer: AdamW::new(&run.settings.optimizer),

@@ -173,7 +173,10 @@ impl Subject {
             system("base-cosine", &self.cosine(&base, tokens)?),
         ];
         systems.extend(self.teacher());
-        systems.push(system("student-before", &student_of(&base)?));
+        systems.push(system(
+            "student-before",
+            &student_of(&run.untrained(base)?)?,
+        ));
         systems.push(system("student", &student_of(&student)?));
         Ok(Verdict {
             split: self.settings.split.clone(),
