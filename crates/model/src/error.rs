@@ -73,24 +73,30 @@ pub enum Error {
         file: String,
     },
 
-    /// The weights are cut into several files.
-    #[error(
-        "{} holds model.safetensors.index.json and no model.safetensors: join the shards with \
-         python -c \"from transformers import AutoModel as M; \
-         M.from_pretrained('{}').save_pretrained('{}', max_shard_size='100GB')\"",
-        folder.display(), folder.display(), folder.display()
-    )]
-    ShardedWeights {
-        /// The model folder.
-        folder: PathBuf,
+    /// A weights file, or the index of several, contradicts itself or its own size.
+    #[error("{}: {problem}: fetch or write it again", path.display())]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
 
-    /// A weights file breaks the safetensors format: cut short, or no such file at all.
-    #[error("{} is not a whole safetensors file: fetch or write it again", path.display())]
+    /// The header of a weights file, or the index of several, is not what it should be.
+    #[error("{} does not say which tensors it holds: fetch or write it again", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met.
+        source: serde_json::Error,
+    },
+
+    /// Weights could not be put into a file.
+    #[error("{} cannot be written", path.display())]
     Safetensors {
         /// The file.
         path: PathBuf,
-        /// What the reader met.
+        /// What the writer met.
         source: safetensors::SafeTensorError,
     },
 

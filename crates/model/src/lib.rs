@@ -31,8 +31,10 @@ mod gelu;
 mod head;
 mod pairs;
 mod parallel;
+mod parameters;
 mod post_norm;
 mod pre_norm;
+mod weight_files;
 mod weights;
 
 pub use architecture::Architecture;
@@ -44,4 +46,6 @@ pub use device::{DeviceChoice, choose};
 pub use error::{Error, Result};
 pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
-pub use weights::{Head, ParameterMapper, ParameterVisitor, is_transposed};
+pub use parameters::{ParameterMapper, ParameterVisitor};
+pub use weight_files::weight_files;
+pub use weights::{Head, is_transposed};

@@ -1,23 +1,24 @@
-//! Parameters by their Hugging Face names: walking them, reading them, writing them.
+//! Weights in and out, under their Hugging Face names.
 //!
 //! The names are those of the architecture's [`Names`]; a linear weight is `[in, out]` here and
 //! `[out, in]` there.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData, bf16, f16};
-use fs_err as fs;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 
 use crate::architecture::Names;
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Classifier, CrossEncoder};
 use crate::error::{Error, Result};
+use crate::parameters::{ParameterMapper, ParameterVisitor};
+use crate::weight_files::{StoredTensor, stored_tensors, weights_path};
 
 /// Where the layers on top of the encoder come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,19 +35,6 @@ pub enum Head {
     },
 }
 
-/// Something done with every parameter.
-pub trait ParameterVisitor {
-    /// Called once per parameter, always in the same order, with its Hugging Face name.
-    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>);
-}
-
-/// A replacement for every parameter.
-pub trait ParameterMapper {
-    /// Called once per parameter, in the order of [`ParameterVisitor::visit`], with its Hugging
-    /// Face name. Give back `parameter` itself to leave it as it is.
-    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>>;
-}
-
 /// Whether a parameter is stored transposed: Hugging Face keeps linear weights as `[out, in]`,
 /// here they are `[in, out]`.
 pub fn is_transposed(name: &str) -> bool {
@@ -55,7 +43,7 @@ pub fn is_transposed(name: &str) -> bool {
 }
 
 impl CrossEncoder {
-    /// Reads `config.json` and `model.safetensors` in `folder`.
+    /// Reads `config.json` and `model.safetensors`, or the files that its index names, in `folder`.
     ///
     /// Names may come with the prefix of a whole model (`bert.`) or without, and with `gamma` and
     /// `beta` for a layer norm's weight and bias. Numbers of 16 bits become numbers of 32. `dropout`
@@ -63,8 +51,8 @@ impl CrossEncoder {
     ///
     /// # Errors
     /// What [`ModelConfig::read`] refuses; a dropout outside of [0, 1); a missing, unexpected,
-    /// misshapen or non-finite tensor, by name; weights that are pickled or in several files, with
-    /// what to do about it.
+    /// misshapen or non-finite tensor, by name; a weight file that is damaged; weights that are
+    /// pickled, with what to do about it.
     pub fn load(folder: &Path, head: Head, dropout: Option<f64>, device: &Device) -> Result<Self> {
         let mut config = match head {
             Head::Required => ModelConfig::read_reranker(folder)?,
@@ -81,7 +69,7 @@ impl CrossEncoder {
             config.attention_probs_dropout_prob = probability;
             config.classifier_dropout = None;
         }
-        Self::skeleton(&config, device).fill(&weights_file(folder)?, head)
+        Self::skeleton(&config, device).fill(&weights_path(folder)?, head)
     }
 
     /// Replaces every parameter by the one in a file that [`CrossEncoder::save`] wrote. Parameters
@@ -128,45 +116,11 @@ impl CrossEncoder {
         Ok(retort_files::write_atomic(path, &bytes)?)
     }
 
-    /// Shows every parameter to `visitor`.
-    pub fn visit_parameters(&self, visitor: &mut impl ParameterVisitor) {
-        self.visit(&mut Named {
-            names: self.config().architecture.names(),
-            path: Vec::new(),
-            inner: visitor,
-        });
-    }
-
-    /// Puts what `mapper` gives in the place of every parameter.
-    #[must_use]
-    pub fn map_parameters(self, mapper: &mut impl ParameterMapper) -> Self {
-        let names = self.config().architecture.names();
-        self.map(&mut Named {
-            names,
-            path: Vec::new(),
-            inner: mapper,
-        })
-    }
-
-    /// The same parameters as leaves of a graph of their own, so that a backward pass through this
-    /// model and one through the original can run side by side.
-    #[must_use]
-    pub fn fork(&self) -> Self {
-        self.clone().map_parameters(&mut Fork)
-    }
-
     fn fill(self, path: &Path, head: Head) -> Result<Self> {
-        let bytes = fs::read(path)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|source| Error::Safetensors {
-            path: path.to_owned(),
-            source,
-        })?;
-        // Sorted, because the reader lists tensors in another order every time.
-        let stored: BTreeMap<_, _> = file.iter().collect();
         let names = self.config().architecture.names();
         let mut tensors = BTreeMap::new();
-        for (name, view) in stored {
-            let canonical = names.canonical(name);
+        for (name, tensor) in stored_tensors(path)? {
+            let canonical = names.canonical(&name);
             let mut others = names.other_heads.iter();
             let replaced = matches!(head, Head::New { .. })
                 && others.any(|begin| canonical.starts_with(begin));
@@ -174,12 +128,13 @@ impl CrossEncoder {
             if replaced || canonical == "embeddings.position_ids" {
                 continue;
             }
-            if tensors.insert(canonical, (name, view)).is_some() {
+            if tensors.contains_key(&canonical) {
                 return Err(Error::DuplicateTensor {
-                    path: path.to_owned(),
-                    name: name.to_owned(),
+                    path: tensor.path().to_owned(),
+                    name,
                 });
             }
+            tensors.insert(canonical, (name, tensor));
         }
         let mut filling = Fill {
             path,
@@ -203,7 +158,7 @@ impl CrossEncoder {
             let names = filling
                 .tensors
                 .into_values()
-                .map(|(name, _)| name.to_owned())
+                .map(|(name, _)| name)
                 .collect();
             return Err(Error::ExtraTensors {
                 path: path.to_owned(),
@@ -222,80 +177,7 @@ impl Classifier {
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let config = ModelConfig::read(folder)?;
         let model = CrossEncoder::skeleton(&config, device);
-        Ok(Self(model.fill(&weights_file(folder)?, Head::Required)?))
-    }
-}
-
-/// Keeps the Hugging Face name of the parameter that a walk through the model has come to.
-struct Named<'a, W> {
-    names: &'static Names,
-    path: Vec<String>,
-    inner: &'a mut W,
-}
-
-impl<W> Named<'_, W> {
-    fn name(&self) -> String {
-        self.names.of(&self.path)
-    }
-
-    fn enter(&mut self, field: &str, container: &str) {
-        if !is_variant(container) {
-            self.path.push(field.to_owned());
-        }
-    }
-
-    fn exit(&mut self, container: &str) {
-        if !is_variant(container) {
-            self.path.pop();
-        }
-    }
-}
-
-/// Which variant an enum is, the path does not say.
-fn is_variant(container: &str) -> bool {
-    container.starts_with("Enum:")
-}
-
-impl<W: ParameterVisitor> ModuleVisitor for Named<'_, W> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.exit(container);
-    }
-
-    fn visit_float<const N: usize>(&mut self, parameter: &Param<Tensor<N>>) {
-        self.inner.visit(&self.name(), parameter);
-    }
-}
-
-impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        self.exit(container);
-    }
-
-    fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        let name = self.name();
-        self.inner.map(&name, parameter)
-    }
-}
-
-struct Fork;
-
-impl ParameterMapper for Fork {
-    fn map<const N: usize>(
-        &mut self,
-        _name: &str,
-        parameter: Param<Tensor<N>>,
-    ) -> Param<Tensor<N>> {
-        let leaf = Tensor::from_inner(parameter.val().inner());
-        let id = parameter.id;
-        parameter.transform_for_load(leaf, id)
+        Ok(Self(model.fill(&weights_path(folder)?, Head::Required)?))
     }
 }
 
@@ -346,7 +228,7 @@ struct Fill<'a> {
     path: &'a Path,
     names: &'static Names,
     /// By name without the prefix: the name as stored, and the tensor.
-    tensors: BTreeMap<String, (&'a str, TensorView<'a>)>,
+    tensors: BTreeMap<String, (String, StoredTensor)>,
     draw: Option<Draw>,
     error: Option<Error>,
 }
@@ -398,33 +280,28 @@ impl Fill<'_> {
         } else {
             shape.to_vec()
         };
-        let path = || self.path.to_owned();
-        let Some((name, view)) = self.tensors.remove(&canonical) else {
+        let Some((name, tensor)) = self.tensors.remove(&canonical) else {
             return Err(Error::MissingTensor {
-                path: path(),
+                path: self.path.to_owned(),
                 name: name.to_owned(),
                 expected,
                 hint: self.hint_for_missing(&canonical),
             });
         };
-        if view.shape() != expected {
-            let (name, got) = (name.to_owned(), view.shape().to_vec());
+        let path = tensor.path().to_owned();
+        if tensor.shape != expected {
             return Err(Error::Shape {
-                path: path(),
+                path,
                 name,
                 expected,
-                got,
+                got: tensor.shape,
             });
         }
-        let Some(values) = floats(&view) else {
-            let (name, got) = (name.to_owned(), format!("{:?}", view.dtype()));
-            return Err(Error::Dtype {
-                path: path(),
-                name,
-                got,
-            });
+        let Some(values) = tensor.read()? else {
+            let got = tensor.dtype.to_string();
+            return Err(Error::Dtype { path, name, got });
         };
-        refuse_non_finite(self.path, name, &values)?;
+        refuse_non_finite(&path, &name, &values)?;
         Ok(if transpose {
             transposed(&values, &expected)
         } else {
@@ -482,34 +359,6 @@ impl Draw {
     }
 }
 
-/// `model.safetensors` in `folder`, or why it isn't there.
-fn weights_file(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join("model.safetensors");
-    if path.exists() {
-        return Ok(path);
-    }
-    if folder.join("model.safetensors.index.json").exists() {
-        return Err(Error::ShardedWeights {
-            folder: folder.to_owned(),
-        });
-    }
-    for entry in fs::read_dir(folder)? {
-        let file = entry?.path();
-        if file
-            .extension()
-            .is_some_and(|extension| extension == "bin" || extension == "pt")
-            && let Some(file) = file.file_name()
-        {
-            let file = file.to_string_lossy().into_owned();
-            return Err(Error::PickledWeights {
-                folder: folder.to_owned(),
-                file,
-            });
-        }
-    }
-    Err(Error::MissingFile { path })
-}
-
 fn refuse_non_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
@@ -519,32 +368,6 @@ fn refuse_non_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {
             index,
             value: values[index],
         }),
-    }
-}
-
-/// A stored tensor as 32-bit numbers; `None` if they aren't floating-point of 16 or 32 bits.
-fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    let halves = || data.as_chunks::<2>().0.iter();
-    match view.dtype() {
-        Dtype::F32 => Some(
-            data.as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect(),
-        ),
-        Dtype::F16 => Some(
-            halves()
-                .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
-                .collect(),
-        ),
-        Dtype::BF16 => Some(
-            halves()
-                .map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
-                .collect(),
-        ),
-        _ => None,
     }
 }
 

@@ -8,11 +8,13 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use common::{
-    Golden, Tensors, copy_with, family, folder_of, golden_folder, largest_difference, load, tensors,
+    Golden, Tensors, copy_with, family, folder_of, golden_folder, largest_difference, load,
+    tensors, write_tensors,
 };
 use fs_err as fs;
-use retort_model::{CrossEncoder, Error, Head, ModelConfig, PairTokenizer, score};
+use retort_model::{CrossEncoder, Error, Head, ModelConfig, PairTokenizer, score, weight_files};
 use safetensors::{Dtype, SafeTensors};
+use serde_json::json;
 
 #[test]
 fn saving_what_was_loaded_gives_the_same_bytes() {
@@ -201,6 +203,33 @@ fn weights_that_do_not_fit_are_refused_by_name() {
 }
 
 #[test]
+fn weights_in_several_files_are_read_through_their_index() {
+    for original in family() {
+        let golden = Golden::of(&original);
+        let folder = copy_with(&original, |_| {});
+        let path = |name: &str| folder.path().join(name);
+        let all = tensors(&path("model.safetensors"));
+        fs::remove_file(path("model.safetensors")).unwrap();
+        let mut shards = [Tensors::new(), Tensors::new(), Tensors::new()];
+        let mut weight_map = serde_json::Map::new();
+        for (place, (name, tensor)) in all.into_iter().enumerate() {
+            let file = format!("model-0000{}-of-00003.safetensors", place % 3 + 1);
+            weight_map.insert(name.clone(), file.into());
+            shards[place % 3].insert(name, tensor);
+        }
+        for (place, shard) in shards.iter().enumerate() {
+            let file = format!("model-0000{}-of-00003.safetensors", place + 1);
+            write_tensors(&path(&file), shard);
+        }
+        let index = json!({ "metadata": { "total_size": 1 }, "weight_map": weight_map });
+        fs::write(path("model.safetensors.index.json"), index.to_string()).unwrap();
+        let logits = score(&load(folder.path()).unwrap(), &golden.encoded(), 500).unwrap();
+        assert!(largest_difference(&logits, &golden.logits) < 1e-5);
+        assert_eq!(weight_files(folder.path()).unwrap().len(), 4);
+    }
+}
+
+#[test]
 fn a_model_of_three_classes_is_no_reranker() {
     let error = load(&folder_of("family/bert-classes")).unwrap_err();
     let message = "id2label is 3 labels, but only 1 label is supported";
@@ -215,7 +244,7 @@ fn files_that_are_not_there_are_named_with_what_to_do() {
     fs::write(path("model.safetensors"), "cut short").unwrap();
     assert!(matches!(
         load(folder.path()).unwrap_err(),
-        Error::Safetensors { .. }
+        Error::Weights { .. }
     ));
 
     fs::rename(path("model.safetensors"), path("pytorch_model.bin")).unwrap();
@@ -233,7 +262,7 @@ fn files_that_are_not_there_are_named_with_what_to_do() {
     .unwrap();
     assert!(matches!(
         load(folder.path()).unwrap_err(),
-        Error::ShardedWeights { .. }
+        Error::Header { .. }
     ));
 
     fs::remove_file(path("model.safetensors.index.json")).unwrap();

@@ -248,7 +248,6 @@ impl Inputs {
         } = run.settings;
         let qrels = |split: &str| data.collection.join("qrels").join(format!("{split}.tsv"));
         let mut files = vec![
-            ("base weights", run.base.join("model.safetensors")),
             ("tokenizer", run.base.join("tokenizer.json")),
             ("corpus", collection::file(&data.collection, "corpus.jsonl")),
             (
@@ -271,6 +270,14 @@ impl Inputs {
             if path.exists() {
                 sha256.insert(role.to_owned(), retort_files::sha256_file(&path)?);
             }
+        }
+        for (place, path) in retort_model::weight_files(run.base)?.iter().enumerate() {
+            // The first is all of them, or the index of the others.
+            let role = match place {
+                0 => "base weights".to_owned(),
+                _ => format!("base weights {place}"),
+            };
+            sha256.insert(role, retort_files::sha256_file(path)?);
         }
         Ok(Self { sha256 })
     }

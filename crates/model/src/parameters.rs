@@ -1,0 +1,122 @@
+//! Parameters by their Hugging Face names: walking through a model.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::architecture::Names;
+use crate::cross_encoder::CrossEncoder;
+
+/// Something done with every parameter.
+pub trait ParameterVisitor {
+    /// Called once per parameter, always in the same order, with its Hugging Face name.
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>);
+}
+
+/// A replacement for every parameter.
+pub trait ParameterMapper {
+    /// Called once per parameter, in the order of [`ParameterVisitor::visit`], with its Hugging
+    /// Face name. Give back `parameter` itself to leave it as it is.
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>>;
+}
+
+impl CrossEncoder {
+    /// Shows every parameter to `visitor`.
+    pub fn visit_parameters(&self, visitor: &mut impl ParameterVisitor) {
+        self.visit(&mut Named {
+            names: self.config().architecture.names(),
+            path: Vec::new(),
+            inner: visitor,
+        });
+    }
+
+    /// Puts what `mapper` gives in the place of every parameter.
+    #[must_use]
+    pub fn map_parameters(self, mapper: &mut impl ParameterMapper) -> Self {
+        let names = self.config().architecture.names();
+        self.map(&mut Named {
+            names,
+            path: Vec::new(),
+            inner: mapper,
+        })
+    }
+
+    /// The same parameters as leaves of a graph of their own, so that a backward pass through this
+    /// model and one through the original can run side by side.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        self.clone().map_parameters(&mut Fork)
+    }
+}
+
+/// Keeps the Hugging Face name of the parameter that a walk through the model has come to.
+struct Named<'a, W> {
+    names: &'static Names,
+    path: Vec<String>,
+    inner: &'a mut W,
+}
+
+impl<W> Named<'_, W> {
+    fn name(&self) -> String {
+        self.names.of(&self.path)
+    }
+
+    fn enter(&mut self, field: &str, container: &str) {
+        if !is_variant(container) {
+            self.path.push(field.to_owned());
+        }
+    }
+
+    fn exit(&mut self, container: &str) {
+        if !is_variant(container) {
+            self.path.pop();
+        }
+    }
+}
+
+/// Which variant an enum is, the path does not say.
+fn is_variant(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
+impl<W: ParameterVisitor> ModuleVisitor for Named<'_, W> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
+    }
+
+    fn visit_float<const N: usize>(&mut self, parameter: &Param<Tensor<N>>) {
+        self.inner.visit(&self.name(), parameter);
+    }
+}
+
+impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
+    }
+
+    fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let name = self.name();
+        self.inner.map(&name, parameter)
+    }
+}
+
+struct Fork;
+
+impl ParameterMapper for Fork {
+    fn map<const N: usize>(
+        &mut self,
+        _name: &str,
+        parameter: Param<Tensor<N>>,
+    ) -> Param<Tensor<N>> {
+        let leaf = Tensor::from_inner(parameter.val().inner());
+        let id = parameter.id;
+        parameter.transform_for_load(leaf, id)
+    }
+}
