@@ -140,10 +140,9 @@ fn logits_match_pytorch_through_wgpu() {
 
 fn assert_near(folder: &Path, got: &[f32], expected: &[f32], tolerance: f32) {
     let difference = largest_difference(got, expected);
-    println!("{}: {difference:e}", folder.display());
     assert!(
         difference < tolerance,
-        "{}: {got:?}, expected {expected:?}",
+        "{}: off by {difference:e}: {got:?}, expected {expected:?}",
         folder.display()
     );
 }

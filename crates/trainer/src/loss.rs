@@ -24,7 +24,7 @@ use crate::settings::LossSettings;
 use Function::{Plain, Tempered};
 
 /// The losses that `[loss]` can weigh: a setting, its value, a function.
-pub(crate) const LOSSES: [(&str, fn(&LossSettings) -> f64, Function); 9] = [
+pub(crate) const LOSSES: [(&str, Weight, Function); 9] = [
     ("loss.margin_mse", |s| s.margin_mse, Plain(margin_mse)),
     ("loss.bce", |s| s.bce, Plain(bce)),
     ("loss.mse", |s| s.mse, Plain(mse)),
@@ -35,6 +35,9 @@ pub(crate) const LOSSES: [(&str, fn(&LossSettings) -> f64, Function); 9] = [
     ("loss.lce", |s| s.lce, Tempered(lce)),
     ("loss.adr_mse", |s| s.adr_mse, Plain(adr_mse)),
 ];
+
+/// Where a loss's weight stands.
+type Weight = fn(&LossSettings) -> f64;
 
 /// How a loss is computed.
 pub(crate) enum Function {

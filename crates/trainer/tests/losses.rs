@@ -34,7 +34,8 @@ struct Step {
 
 #[derive(Deserialize)]
 struct Classes {
-    classes: Vec<i32>,
+    #[serde(rename = "classes")]
+    right: Vec<i32>,
     preferred: Vec<i32>,
     rejected: Vec<i32>,
     beta: f64,
@@ -98,7 +99,7 @@ impl Classes {
         let indices = |classes: &[i32]| Tensor::<1, Int>::from_ints(classes, &device);
         let distributions = table(&self.distributions, &device);
         match name {
-            "cross_entropy" => loss::cross_entropy(logits, indices(&self.classes)),
+            "cross_entropy" => loss::cross_entropy(logits, indices(&self.right)),
             "label_distribution" => loss::label_distribution(logits, distributions),
             "ordinal" => loss::ordinal(logits, distributions),
             "preference" => loss::preference(
@@ -187,12 +188,12 @@ fn pairs() -> Vec<(String, String)> {
 }
 
 /// The mean nDCG of the queries.
-fn ndcg(scores: &[f32], gains: &[u8; 5]) -> f64 {
+fn ndcg(scores: &[f32], gains: [u8; 5]) -> f64 {
     let ids = ["a", "b", "c", "d", "e"];
-    let judged: BTreeMap<String, u8> = ids.map(str::to_owned).into_iter().zip(*gains).collect();
+    let gain_of: BTreeMap<String, u8> = ids.map(str::to_owned).into_iter().zip(gains).collect();
     let of_query = |scores: &[f32]| {
-        let scored: Vec<(&str, f32)> = ids.into_iter().zip(scores.iter().copied()).collect();
-        measure::ndcg(&measure::rank(&scored), &judged, 10).unwrap()
+        let run: Vec<(&str, f32)> = ids.into_iter().zip(scores.iter().copied()).collect();
+        measure::ndcg(&measure::rank(&run), &gain_of, 10).unwrap()
     };
     let all: Vec<f64> = scores.chunks(GAINS.len()).map(of_query).collect();
     measure::mean(&all)
@@ -239,7 +240,7 @@ fn learnt(loss: &str) -> f64 {
         let scores = student.forward(&batch);
         best = best.max(ndcg(
             &scores.clone().try_into_vec_as::<f32>().unwrap(),
-            &gains,
+            gains,
         ));
         if best >= 1.0 {
             break;

@@ -72,6 +72,7 @@ impl Judged {
 
     /// Some documents, by their places in this one and in that order; of a group all or none. What a
     /// loss gives for all parts of a step adds up to what it gives for the step.
+    #[must_use]
     pub fn part(&self, places: impl IntoIterator<Item = usize>) -> Self {
         let (groups, targets) = places
             .into_iter()

@@ -92,7 +92,7 @@ pub fn adr_mse(scores: Tensor<1>, judged: &Judged) -> Tensor<1> {
                     tied += 1.0;
                 }
             }
-            let rank: f32 = above + (tied + 1.0) / 2.0;
+            let rank: f32 = above + 0.5 * (tied + 1.0);
             ranks[*place] = rank;
             weights[*place] = list.weight / (list.documents.len() as f32 * (rank + 1.0).log2());
         }
