@@ -347,16 +347,20 @@ fn describe(recipe: &RecipeStatus) -> String {
     } else {
         ", probed (no labels)"
     };
-    let mut lines = vec![
-        format!(
-            "recipe {id} ({digest}): {} by {}, prompt {}{probe}",
-            said("kind"),
-            said("teacher"),
-            said("prompt")
-        ),
-        ended.join(", "),
-        format!("answered as {}", models.join(", ")),
-    ];
+    let mut lines = vec![format!(
+        "recipe {id} ({digest}): {} by {}, prompt {}{probe}",
+        said("kind"),
+        said("teacher"),
+        said("prompt")
+    )];
+    if ended.is_empty() {
+        lines.push("no question has ended yet".to_owned());
+    } else {
+        lines.push(ended.join(", "));
+    }
+    if !models.is_empty() {
+        lines.push(format!("answered as {}", models.join(", ")));
+    }
     for one in preflights {
         lines.push(format!("preflight of {}: {one}", one.at));
     }

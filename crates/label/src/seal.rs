@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::dialect::rerank::Scale;
 use crate::job::PROBE;
-use crate::ledger::{Entry, Reader, RecipeStatus, now};
+use crate::ledger::{Entry, Outcome, Reader, RecipeStatus, now};
 use crate::prompt::Kind;
 use crate::{Error, Result};
 use strengths::Strengths;
@@ -34,7 +34,7 @@ pub struct Sealed {
 /// all that were judged together; a strength is sealed as the probability of its sigmoid.
 ///
 /// # Errors
-/// A ledger with several recipes and none named, a pair of `candidates` without a judgement, a
+/// A ledger with several recipes and none named, or without a judgement, a pair of `candidates` without a judgement, a
 /// folder that exists already, an I/O error; nothing is written then.
 pub fn seal(
     ledger: &Path,
@@ -44,6 +44,12 @@ pub fn seal(
 ) -> Result<Sealed> {
     let reader = Reader::open(ledger)?;
     let recipe = chosen(reader.recipes()?, recipe, ledger)?;
+    if !recipe.outcomes.contains_key(&Outcome::Ok) {
+        return Err(Error::File {
+            path: ledger.to_owned(),
+            problem: "has no judgement yet: `retort label` asks for them".to_owned(),
+        });
+    }
     let grades = recipe.spec["grades"].as_u64().unwrap_or_default();
     let manifest = Manifest {
         format: FORMAT.to_owned(),

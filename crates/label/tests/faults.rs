@@ -155,6 +155,17 @@ async fn every_pair_of_2000_is_labelled_or_ends_as_scripted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_without_a_judgement_is_not_sealed() {
+    let job = Job::new(2);
+    let server = Server::start(|_| reply(401, "", "bad key"));
+    run(&job.settings(&server, "")).await.unwrap_err();
+    let set = job.path("set");
+    let error = retort_label::seal(&job.ledger(), None, None, &set).unwrap_err();
+    assert!(error.to_string().contains("no judgement yet"), "{error}");
+    assert!(!set.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_teacher_without_credit_or_key_stops_the_job_and_blames_no_pair() {
     for (status, body, said) in [
         (401, "bad key", "refused the request"),
