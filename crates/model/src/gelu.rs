@@ -52,7 +52,7 @@ const END: f32 = 6.0;
 
 /// Φ.
 #[inline(always)]
-fn cumulative(x: f32) -> f32 {
+pub(crate) fn cumulative(x: f32) -> f32 {
     odd(
         x,
         &[
@@ -77,7 +77,7 @@ fn cumulative(x: f32) -> f32 {
 
 /// The derivative of `x Φ(x)`.
 #[inline(always)]
-fn derivative(x: f32) -> f32 {
+pub(crate) fn derivative(x: f32) -> f32 {
     odd(
         x,
         &[

@@ -15,6 +15,7 @@ use tokenizers::{
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, Classifier, CrossEncoder};
 use crate::error::{Error, Result};
+use crate::host::HostBert;
 use crate::parallel::{parallel_map, parallelism};
 
 /// One tokenised pair or text, with its special tokens and without padding.
@@ -190,6 +191,13 @@ pub fn score(
     encodings: &[Encoded],
     tokens_per_batch: usize,
 ) -> Result<Vec<f32>> {
+    model.check(encodings)?;
+    // Without autodiff: dropout is off.
+    let model = &model.valid();
+    if let Some(host) = HostBert::of(model) {
+        let threads = parallelism(&model.device());
+        return Ok(host.logits(encodings, threads, tokens_per_batch));
+    }
     let logits = run(model, encodings, tokens_per_batch, |model, batch| {
         model.forward(batch).unsqueeze_dim(1)
     })?;

@@ -13,10 +13,11 @@ use common::{
 };
 use fs_err as fs;
 use retort_model::{
-    Classifier, CrossEncoder, Encoded, Head, PairTokenizer, ParameterVisitor, classify, embed_all,
-    is_transposed, score,
+    Classifier, CrossEncoder, Encoded, Head, HostBert, PairTokenizer, ParameterVisitor, classify,
+    embed_all, is_transposed, score,
 };
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 #[test]
 fn tokenizers_give_the_golden_ids() {
@@ -75,6 +76,49 @@ fn gradients_match_pytorch() {
         println!("{}: {:e}", folder.display(), compare.worst);
         assert_eq!(compare.seen, compare.expected.len());
     }
+}
+
+/// In one block and in several, on one thread and on more.
+#[test]
+fn the_passes_of_the_cpu_match_pytorch() {
+    let folder = folder_of("bert");
+    let golden = Golden::of(&folder);
+    let device = Device::flex().autodiff();
+    let model = CrossEncoder::load(&folder, Head::Required, Some(0.0), &device).unwrap();
+    let host = HostBert::of(&model).unwrap();
+    let encoded = golden.encoded();
+    let inputs: Vec<&Encoded> = encoded.iter().collect();
+    let bytes = fs::read(folder.join("gradients_weighted.safetensors")).unwrap();
+    let expected = SafeTensors::deserialize(&bytes).unwrap();
+    for (threads, tokens_per_block) in [(1, 1000), (1, 40), (3, 1)] {
+        let pass = host.forward(&inputs, threads, tokens_per_block);
+        assert_near(&folder, &pass.logits, &golden.logits, 1e-5);
+        let gradients = host.backward(&pass, &golden.weights);
+        assert_eq!(gradients.len(), expected.len());
+        for (name, gradient) in gradients {
+            let expected = expected.tensor(&name).unwrap();
+            let gradient: Vec<f32> = match *expected.shape() {
+                [rows, columns] if is_transposed(&name) => (0..rows * columns)
+                    .map(|place| gradient[place % columns * rows + place / columns])
+                    .collect(),
+                _ => gradient,
+            };
+            error_of_gradient(&name, &gradient, &expected);
+        }
+    }
+}
+
+#[test]
+fn the_passes_of_the_cpu_are_for_a_bert_that_drops_nothing_out() {
+    let device = Device::flex().autodiff();
+    let of = |folder: &str, dropout| {
+        let folder = folder_of(folder);
+        let model = CrossEncoder::load(&folder, Head::Required, Some(dropout), &device);
+        HostBert::of(&model.unwrap())
+    };
+    assert!(of("bert", 0.0).is_some());
+    assert!(of("bert", 0.1).is_none());
+    assert!(of("family/roberta", 0.0).is_none());
 }
 
 /// A padding token that a text holds takes the position of padding, and no other does.
@@ -165,24 +209,24 @@ impl ParameterVisitor for Compare<'_> {
         };
         let expected = self.expected.tensor(name).unwrap();
         assert_eq!(gradient.dims().as_slice(), expected.shape(), "{name}");
-        let expected: Vec<f32> = expected
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        let got = floats(gradient);
-        if name.ends_with("key.bias") || name.ends_with("k_lin.bias") {
-            // Moves all scores of a row alike, which softmax does not see: 0 but for rounding.
-            assert!(
-                got.iter().chain(&expected).all(|value| value.abs() < 1e-6),
-                "{name}"
-            );
-        } else {
-            let error = relative_error(&got, &expected);
-            assert!(error < 1e-4, "{name}: {error}");
-            self.worst = self.worst.max(error);
-        }
+        let error = error_of_gradient(name, &floats(gradient), &expected);
+        self.worst = self.worst.max(error);
     }
+}
+
+/// Relative, and refused where it is too large.
+fn error_of_gradient(name: &str, got: &[f32], expected: &TensorView) -> f32 {
+    let expected = expected.data().as_chunks().0.iter();
+    let expected: Vec<f32> = expected.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    if name.ends_with("key.bias") || name.ends_with("k_lin.bias") {
+        // Moves all scores of a row alike, which softmax does not see: 0 but for rounding.
+        assert!(
+            got.iter().chain(&expected).all(|value| value.abs() < 1e-6),
+            "{name}"
+        );
+        return 0.0;
+    }
+    let error = relative_error(got, &expected);
+    assert!(error < 1e-4, "{name}: {error}");
+    error
 }

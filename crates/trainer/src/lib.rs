@@ -22,6 +22,7 @@ pub mod loss;
 mod optimizer;
 mod schedule;
 mod settings;
+mod step;
 mod train;
 mod verdict;
 

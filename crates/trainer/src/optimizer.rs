@@ -186,6 +186,15 @@ impl NamedGradients {
         }
     }
 
+    /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
+    /// autodiff.
+    pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {
+        let tensor = |(name, values)| (name, from_host(values, device));
+        Self {
+            by_name: gradients.into_iter().map(tensor).collect(),
+        }
+    }
+
     /// The gradients of a sum of losses, from those of its terms.
     #[must_use]
     pub fn plus(mut self, other: Self) -> Self {

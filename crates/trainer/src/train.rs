@@ -1,19 +1,14 @@
 //! The training loop: set up or resume, then per step evaluate and save once in a while, update,
 //! report.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use fs_err as fs;
 use retort_data::collection::{self, Collection};
 use retort_data::label_set;
-use retort_model::{
-    Batch, CrossEncoder, Encoded, Head, ModelConfig, PairTokenizer, length_buckets,
-};
+use retort_model::{CrossEncoder, Head, ModelConfig, PairTokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -21,10 +16,10 @@ use crate::batches::{self, Step};
 use crate::checkpoint::{self, State};
 use crate::dataset::Dataset;
 use crate::evaluation::Evaluation;
-use crate::loss::{self, Judged};
-use crate::optimizer::{AdamW, NamedGradients};
+use crate::optimizer::AdamW;
 use crate::schedule::learning_rate_factor;
 use crate::settings::TrainSettings;
+use crate::step::StepContext;
 use crate::verdict::{self, Verdict};
 use crate::{Error, Result};
 
@@ -368,157 +363,6 @@ fn to_toml(settings: &TrainSettings) -> Result<String> {
 struct Plan {
     epoch: usize,
     steps: Vec<Step>,
-}
-
-struct StepContext<'a> {
-    dataset: &'a Dataset,
-    settings: &'a TrainSettings,
-    number: usize,
-    steps: usize,
-}
-
-impl StepContext<'_> {
-    /// One update: per shard forward in passes over pairs of like length, the shard's part of the
-    /// loss, and backward; then AdamW.
-    fn make(
-        &self,
-        student: CrossEncoder,
-        optimizer: &mut AdamW,
-        step: &Step,
-        learning_rate: f64,
-        device: &Device,
-    ) -> Result<(CrossEncoder, StepReport)> {
-        let started = Instant::now();
-        // Dropout draws from one generator: in which order, two threads would leave to chance.
-        let threads = if self.settings.model.dropout > 0.0 {
-            1
-        } else {
-            retort_model::parallelism(device)
-        };
-        let whole = Documents::of(step, self.dataset);
-        let shards: Vec<Documents> = step
-            .shards(threads)
-            .into_iter()
-            .map(|places| whole.part(places))
-            .collect();
-        let parts = retort_model::parallel_map(&shards, threads, |shard| {
-            self.backward(&student.fork(), shard, device)
-        });
-        let (mut loss, mut computed_tokens, mut gradients) = (0.0, 0, None::<NamedGradients>);
-        for part in parts {
-            let part = part?;
-            loss += part.loss;
-            computed_tokens += part.computed_tokens;
-            gradients = Some(match gradients {
-                None => part.gradients,
-                Some(sum) => sum.plus(part.gradients),
-            });
-        }
-        if !loss.is_finite() {
-            return Err(self.not_finite("loss", loss, step));
-        }
-        let Some(gradients) = gradients else {
-            return Err(self.not_finite("loss", loss, step));
-        };
-        let (student, norm) = optimizer.step(student, gradients, learning_rate);
-        if !norm.is_finite() {
-            return Err(self.not_finite("gradient norm", norm, step));
-        }
-        let tokens: usize = whole.lengths(self.dataset).iter().sum();
-        let report = StepReport {
-            step: self.number,
-            steps: self.steps,
-            loss,
-            learning_rate,
-            gradient_norm: norm,
-            pairs: whole.examples.len(),
-            seconds: started.elapsed().as_secs_f64(),
-            padding: 1.0 - tokens as f64 / computed_tokens as f64,
-        };
-        Ok((student, report))
-    }
-
-    fn backward(&self, student: &CrossEncoder, shard: &Documents, device: &Device) -> Result<Part> {
-        let passes = length_buckets(
-            &shard.lengths(self.dataset),
-            self.settings.schedule.tokens_per_pass,
-        );
-        let mut computed_tokens = 0;
-        let mut scores = Vec::new();
-        for pass in &passes {
-            let inputs: Vec<&Encoded> = pass
-                .iter()
-                .map(|place| &self.dataset.pairs[shard.examples[*place]])
-                .collect();
-            let batch = Batch::new(&inputs, student.config().pad_token_id, device);
-            computed_tokens += batch.input_ids.dims().iter().product::<usize>();
-            scores.push(student.forward(&batch));
-        }
-        // The loss takes judgements in the order of the passes, which spares putting scores back.
-        let judged = shard.judged.part(passes.iter().flatten().copied());
-        let loss = loss::weighted_sum(&Tensor::cat(scores, 0), &judged, &self.settings.loss);
-        let value = loss
-            .clone()
-            .try_into_vec_as::<f32>()
-            .map_err(|error| Error::Model(retort_model::Error::from(error)))?;
-        let gradients = NamedGradients::of(student, &loss.backward());
-        Ok(Part {
-            loss: f64::from(value[0]),
-            computed_tokens,
-            gradients,
-        })
-    }
-
-    fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
-        let mut queries = String::new();
-        for group in &step.groups {
-            let _ = write!(queries, "{} ", self.dataset.queries[group.query].id);
-        }
-        Error::NotFinite {
-            step: self.number,
-            what,
-            value,
-            queries: queries.trim_end().to_owned(),
-        }
-    }
-}
-
-/// The documents of a step, or of some of its groups.
-struct Documents {
-    /// Places in [`Dataset::pairs`].
-    examples: Vec<usize>,
-    judged: Judged,
-}
-
-impl Documents {
-    fn of(step: &Step, dataset: &Dataset) -> Self {
-        let judged = |(group, example): (usize, usize)| (group, dataset.targets[example]);
-        Self {
-            examples: step.documents().map(|(_, example)| example).collect(),
-            judged: Judged::step(step.documents().map(judged)),
-        }
-    }
-
-    fn part(&self, places: Range<usize>) -> Self {
-        Self {
-            examples: self.examples[places.clone()].to_vec(),
-            judged: self.judged.part(places),
-        }
-    }
-
-    fn lengths(&self, dataset: &Dataset) -> Vec<usize> {
-        self.examples
-            .iter()
-            .map(|example| dataset.pairs[*example].len())
-            .collect()
-    }
-}
-
-/// What a shard gives to the step.
-struct Part {
-    loss: f64,
-    computed_tokens: usize,
-    gradients: NamedGradients,
 }
 
 /// `metrics.jsonl`, which only grows; of a run that is gone on with, lines after its checkpoint

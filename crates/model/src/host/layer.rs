@@ -1,0 +1,300 @@
+//! One layer of the encoder.
+
+use super::kernels::{
+    Matrix, Normed, Target, add, add_bias, gelu, multiply, scale_by, softmax, softmax_backward,
+};
+use super::{Gradients, HostBert, Span};
+
+/// Places of a linear map's parameters.
+#[derive(Clone, Copy)]
+pub(super) struct Linear {
+    pub(super) weight: usize,
+    pub(super) bias: usize,
+}
+
+/// Places of a layer norm's parameters.
+#[derive(Clone, Copy)]
+pub(super) struct Norm {
+    pub(super) weight: usize,
+    pub(super) bias: usize,
+}
+
+/// Places of a layer's parameters.
+pub(super) struct Layer {
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) attention_output: Linear,
+    pub(super) attention_norm: Norm,
+    pub(super) inner: Linear,
+    pub(super) output: Linear,
+    pub(super) output_norm: Norm,
+}
+
+/// What going back through a layer takes.
+pub(super) struct LayerTape {
+    /// `[N, D]`
+    input: Vec<f32>,
+    /// Of a last layer, the input's first rows: `[S, D]`.
+    first_rows: Option<Vec<f32>>,
+    attention: Attention,
+    /// `[R, D]`
+    context: Vec<f32>,
+    attention_norm: Normed,
+    /// Between the halves of the layer: `[R, D]`.
+    middle: Vec<f32>,
+    /// After GELU: `[R, inner]`.
+    inner: Vec<f32>,
+    /// GELU's slopes: `[R, inner]`.
+    slopes: Vec<f32>,
+    output_norm: Normed,
+}
+
+/// Queries, keys and values, and what came of them.
+struct Attention {
+    /// `[R, D]`
+    query: Vec<f32>,
+    /// `[N, D]`
+    key: Vec<f32>,
+    /// `[N, D]`
+    value: Vec<f32>,
+    /// Of each input and head, one after the other: `[its R, its N]`.
+    weights: Vec<f32>,
+}
+
+/// An input's rows, and where its attention weights begin.
+struct Place {
+    rows: Span,
+    tokens: Span,
+    weights: usize,
+}
+
+impl Layer {
+    /// # Shapes
+    /// - input: `[N, D]`
+    /// - output: `[R, D]`
+    pub(super) fn forward(
+        &self,
+        model: &HostBert,
+        input: Vec<f32>,
+        spans: &[Span],
+        is_last: bool,
+        is_trained: bool,
+    ) -> (Vec<f32>, LayerTape) {
+        let width = model.width;
+        // The pooler reads the first token alone.
+        let first_rows = is_last.then(|| {
+            spans
+                .iter()
+                .flat_map(|span| &input[span.first * width..][..width])
+                .copied()
+                .collect::<Vec<f32>>()
+        });
+        let rows = first_rows.as_ref().unwrap_or(&input);
+        let projected = |linear, input| {
+            let mut output = model.project(linear, input);
+            add_bias(&mut output, &model.values[linear.bias]);
+            output
+        };
+        let mut attention = Attention {
+            query: projected(self.query, rows),
+            key: projected(self.key, &input),
+            value: projected(self.value, &input),
+            weights: Vec::new(),
+        };
+        let context = attention.forward(spans, is_last, model);
+        let end = |linear, norm, input: &[f32], residual: &[f32]| {
+            let mut sums: Vec<f32> = model.project(linear, input);
+            add_bias(&mut sums, &model.values[linear.bias]);
+            add(&mut sums, residual);
+            model.normalise(sums, norm)
+        };
+        let (middle, attention_norm) =
+            end(self.attention_output, self.attention_norm, &context, rows);
+        let mut inner = model.project(self.inner, &middle);
+        let slopes = gelu(&mut inner, &model.values[self.inner.bias], is_trained);
+        let (output, output_norm) = end(self.output, self.output_norm, &inner, &middle);
+        let tape = LayerTape {
+            input,
+            first_rows,
+            attention,
+            context,
+            attention_norm,
+            middle,
+            inner,
+            slopes,
+            output_norm,
+        };
+        (output, tape)
+    }
+
+    /// # Shapes
+    /// - slopes at the output: `[R, D]`
+    /// - slopes at the input: `[N, D]`
+    pub(super) fn backward(
+        &self,
+        model: &HostBert,
+        tape: &LayerTape,
+        spans: &[Span],
+        slopes: Vec<f32>,
+        gradients: &mut Gradients,
+    ) -> Vec<f32> {
+        let width = model.width;
+        let mut of_middle =
+            model.backward_norm(self.output_norm, slopes, &tape.output_norm, gradients);
+        let mut of_inner = model.backward_linear(self.output, &tape.inner, &of_middle, gradients);
+        scale_by(&mut of_inner, &tape.slopes);
+        // To the residual's slope, which is that of the sum.
+        model.backward_linear_into(
+            self.inner,
+            &tape.middle,
+            &of_inner,
+            &mut of_middle,
+            gradients,
+        );
+        let mut of_rows = model.backward_norm(
+            self.attention_norm,
+            of_middle,
+            &tape.attention_norm,
+            gradients,
+        );
+        let linear = self.attention_output;
+        let of_context = model.backward_linear(linear, &tape.context, &of_rows, gradients);
+        let is_last = tape.first_rows.is_some();
+        let (of_query, of_key, of_value) =
+            tape.attention.backward(&of_context, spans, is_last, model);
+        let rows = tape.first_rows.as_ref().unwrap_or(&tape.input);
+        model.backward_linear_into(self.query, rows, &of_query, &mut of_rows, gradients);
+        let mut of_input = if is_last {
+            let mut of_input = vec![0.0; tape.input.len()];
+            for (span, of_row) in spans.iter().zip(of_rows.chunks_exact(width)) {
+                of_input[span.first * width..][..width].copy_from_slice(of_row);
+            }
+            of_input
+        } else {
+            of_rows
+        };
+        for (linear, slopes) in [(self.key, &of_key), (self.value, &of_value)] {
+            model.backward_linear_into(linear, &tape.input, slopes, &mut of_input, gradients);
+        }
+        of_input
+    }
+}
+
+impl Attention {
+    /// The values, weighed by the softmax of the scores: `[R, D]`.
+    fn forward(&mut self, spans: &[Span], is_last: bool, model: &HostBert) -> Vec<f32> {
+        let (width, head_width, scale) = heads(model);
+        let places = places(spans, is_last, model.heads);
+        let all: usize = places.iter().map(|place| place.size(model.heads)).sum();
+        self.weights = vec![0.0; all];
+        let mut context = vec![0.0; self.query.len()];
+        for place in &places {
+            let (rows, tokens) = (place.rows.length, place.tokens.length);
+            for head in 0..model.heads {
+                let column = head * head_width;
+                let query = part(&self.query, place.rows, column, model);
+                let key = part(&self.key, place.tokens, column, model);
+                let value = part(&self.value, place.tokens, column, model);
+                let first = place.weights + head * rows * tokens;
+                let weights = &mut self.weights[first..][..rows * tokens];
+                let target = Target::new(weights, tokens);
+                multiply(query, key.transposed(), scale, target);
+                softmax(weights, tokens);
+                let target = &mut context[place.rows.first * width + column..];
+                let weights = Matrix::new(weights, tokens);
+                multiply(weights, value, 1.0, Target::new(target, width));
+            }
+        }
+        context
+    }
+
+    /// The slopes at queries, keys and values, from those at what [`Attention::forward`] gave.
+    fn backward(
+        &self,
+        slopes: &[f32],
+        spans: &[Span],
+        is_last: bool,
+        model: &HostBert,
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let (width, head_width, scale) = heads(model);
+        let mut of_query = vec![0.0; self.query.len()];
+        let mut of_key = vec![0.0; self.key.len()];
+        let mut of_value = vec![0.0; self.value.len()];
+        let mut of_weights = Vec::new();
+        for place in places(spans, is_last, model.heads) {
+            let (rows, tokens) = (place.rows.length, place.tokens.length);
+            of_weights.resize(rows * tokens, 0.0);
+            for head in 0..model.heads {
+                let column = head * head_width;
+                let first = place.weights + head * rows * tokens;
+                let weights = &self.weights[first..][..rows * tokens];
+                let slopes = part(slopes, place.rows, column, model);
+                let value = part(&self.value, place.tokens, column, model);
+                let (of_rows, of_tokens) = (
+                    place.rows.first * width + column,
+                    place.tokens.first * width + column,
+                );
+                let target = Target::new(&mut of_value[of_tokens..], width);
+                multiply(
+                    Matrix::new(weights, tokens).transposed(),
+                    slopes,
+                    1.0,
+                    target,
+                );
+                let target = Target::new(&mut of_weights, tokens);
+                multiply(slopes, value.transposed(), 1.0, target);
+                softmax_backward(&mut of_weights, weights, tokens);
+                let of_scores = Matrix::new(&of_weights, tokens);
+                let target = Target::new(&mut of_query[of_rows..], width);
+                let key = part(&self.key, place.tokens, column, model);
+                multiply(of_scores, key, scale, target);
+                let target = Target::new(&mut of_key[of_tokens..], width);
+                let query = part(&self.query, place.rows, column, model);
+                multiply(of_scores.transposed(), query, scale, target);
+            }
+        }
+        (of_query, of_key, of_value)
+    }
+}
+
+impl Place {
+    fn size(&self, heads: usize) -> usize {
+        heads * self.rows.length * self.tokens.length
+    }
+}
+
+fn places(spans: &[Span], is_last: bool, heads: usize) -> Vec<Place> {
+    let mut weights = 0;
+    let place = |(number, span): (usize, &Span)| {
+        let rows = if is_last {
+            Span {
+                first: number,
+                length: 1,
+            }
+        } else {
+            *span
+        };
+        let place = Place {
+            rows,
+            tokens: *span,
+            weights,
+        };
+        weights += place.size(heads);
+        place
+    };
+    spans.iter().enumerate().map(place).collect()
+}
+
+/// The width of all heads and of one, and what scores are multiplied with.
+fn heads(model: &HostBert) -> (usize, usize, f32) {
+    let head_width = model.width / model.heads;
+    (model.width, head_width, 1.0 / (head_width as f32).sqrt())
+}
+
+/// A head's columns of an input's rows.
+fn part<'a>(values: &'a [f32], rows: Span, column: usize, model: &HostBert) -> Matrix<'a> {
+    let (width, head_width, _) = heads(model);
+    let values = &values[rows.first * width + column..];
+    Matrix::part(values, rows.length, head_width, width)
+}
