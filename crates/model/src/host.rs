@@ -8,6 +8,7 @@
 //! Shapes: `S` inputs, `N` tokens of all of them, `R` rows that are computed (in the last layer the
 //! first of each input, elsewhere all tokens), `D` hidden width, `H` heads.
 
+mod dropout;
 mod kernels;
 mod layer;
 
@@ -18,11 +19,13 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use self::dropout::{Dropout, Site};
 use self::kernels::{
     Matrix, Normed, Target, add, add_bias, add_rows, multiply, normalise, normalise_backward,
 };
 use self::layer::{Layer, LayerTape, Linear, Norm};
 use crate::architecture::Architecture;
+use crate::config::ModelConfig;
 use crate::cross_encoder::CrossEncoder;
 use crate::pairs::Encoded;
 use crate::parallel::{is_cpu, parallel_map};
@@ -33,6 +36,7 @@ pub struct HostBert {
     /// Hugging Face names, in the order of `values`.
     names: Vec<String>,
     values: Vec<Vec<f32>>,
+    config: ModelConfig,
     width: usize,
     heads: usize,
     epsilon: f32,
@@ -70,6 +74,8 @@ struct Tape {
     last: Vec<f32>,
     /// The pooler's: `[S, D]`.
     pooled: Vec<f32>,
+    /// What the classifier reads of it: `[S, D]`.
+    read: Vec<f32>,
 }
 
 /// The tokens of a block, one input after the other.
@@ -78,6 +84,8 @@ struct Tokens {
     segments: Vec<usize>,
     positions: Vec<usize>,
     spans: Vec<Span>,
+    /// Where the pass is one of training: what it drops out.
+    dropout: Option<Dropout>,
 }
 
 /// An input's place among the tokens of its block.
@@ -85,16 +93,17 @@ struct Tokens {
 struct Span {
     first: usize,
     length: usize,
+    /// Its place among all inputs.
+    input: usize,
 }
 
 impl HostBert {
-    /// The parameters of a BERT with one label that is on the CPU and drops nothing out: of such a
-    /// model this computes what [`CrossEncoder::forward`] and a backward pass through it would.
+    /// The parameters of a BERT with one label that is on the CPU: of such a model this computes what
+    /// [`CrossEncoder::forward`] and a backward pass through it would.
     pub fn of(model: &CrossEncoder) -> Option<Self> {
         let config = model.config();
-        let drops = config.hidden_dropout_prob > 0.0 || config.attention_probs_dropout_prob > 0.0;
         let is_bert = config.architecture == Architecture::Bert && config.labels.len() == 1;
-        if !is_bert || !is_cpu(&model.device()) || model.device().is_autodiff() && drops {
+        if !is_bert || !is_cpu(&model.device()) {
             return None;
         }
         let mut gathered = Gather::default();
@@ -119,6 +128,8 @@ impl HostBert {
         let layer = |number: usize| {
             let name = |part: &str| format!("bert.encoder.layer.{number}.{part}");
             Some(Layer {
+                number,
+                is_last: number + 1 == config.num_hidden_layers,
                 query: linear(&name("attention.self.query"))?,
                 key: linear(&name("attention.self.key"))?,
                 value: linear(&name("attention.self.value"))?,
@@ -133,6 +144,7 @@ impl HostBert {
         #[expect(clippy::cast_possible_truncation, reason = "computed with 32 bits")]
         let epsilon = config.layer_norm_eps as f32;
         Some(Self {
+            config: config.clone(),
             width: config.hidden_size,
             heads: config.num_attention_heads,
             epsilon,
@@ -150,20 +162,23 @@ impl HostBert {
 
     /// The logits of all inputs, in their order, with what a way back takes. Inputs go to `threads`
     /// threads by their lengths alone, in blocks of about `tokens_per_block` tokens, so that the same
-    /// inputs give the same numbers to the last bit.
+    /// inputs give the same numbers to the last bit. What the configuration says is dropped out: which
+    /// numbers is up to `seed` and an input's place, and not to threads and blocks.
     pub fn forward(
         &self,
         inputs: &[&Encoded],
         threads: usize,
         tokens_per_block: usize,
+        seed: u64,
     ) -> HostPass {
+        let dropout = Some(Dropout::of(&self.config, seed));
         let shares = shares(inputs, threads);
         let blocks = parallel_map(&shares, threads, |share| {
             blocks(share, inputs, tokens_per_block)
                 .into_iter()
                 .map(|places| {
-                    let tokens = Tokens::of(places.iter().map(|place| inputs[*place]));
-                    let (logits, tape) = self.forward_block(tokens, true);
+                    let tokens = Tokens::of(&places, inputs, dropout);
+                    let (logits, tape) = self.forward_block(tokens);
                     Block {
                         places,
                         logits,
@@ -207,8 +222,8 @@ impl HostBert {
         longest_first.sort_by_key(|place| Reverse(inputs[*place].len()));
         let blocks = blocks(&longest_first, &references, tokens_per_block);
         let of_blocks = parallel_map(&blocks, threads, |places| {
-            let tokens = Tokens::of(places.iter().map(|place| references[*place]));
-            self.forward_block(tokens, false).0
+            let tokens = Tokens::of(places, &references, None);
+            self.forward_block(tokens).0
         });
         let mut logits = vec![0.0; inputs.len()];
         for (places, of_block) in blocks.iter().zip(of_blocks) {
@@ -219,7 +234,7 @@ impl HostBert {
         logits
     }
 
-    fn forward_block(&self, tokens: Tokens, is_trained: bool) -> (Vec<f32>, Tape) {
+    fn forward_block(&self, tokens: Tokens) -> (Vec<f32>, Tape) {
         let width = self.width;
         let mut sums = vec![0.0; tokens.ids.len() * width];
         for (token, sum) in sums.chunks_exact_mut(width).enumerate() {
@@ -228,12 +243,12 @@ impl HostBert {
             add(sum, self.row(self.position, tokens.positions[token]));
         }
         let (mut hidden, embedded) = self.normalise(sums, self.norm);
+        tokens.drop_rows(&mut hidden, width, Site::Embeddings);
         let mut layers = Vec::new();
-        for (number, layer) in self.layers.iter().enumerate() {
-            let is_last = number + 1 == self.layers.len();
+        for layer in &self.layers {
             let tape;
-            (hidden, tape) = layer.forward(self, hidden, &tokens.spans, is_last, is_trained);
-            if is_trained {
+            (hidden, tape) = layer.forward(self, hidden, &tokens);
+            if tokens.dropout.is_some() {
                 layers.push(tape);
             }
         }
@@ -242,7 +257,9 @@ impl HostBert {
         for value in &mut pooled {
             *value = value.tanh();
         }
-        let mut logits = self.project(self.classifier, &pooled);
+        let mut read = pooled.clone();
+        tokens.drop_first_rows(&mut read, width, Site::Pooled);
+        let mut logits = self.project(self.classifier, &read);
         add_bias(&mut logits, &self.values[self.classifier.bias]);
         let tape = Tape {
             tokens,
@@ -250,20 +267,25 @@ impl HostBert {
             layers,
             last: hidden,
             pooled,
+            read,
         };
         (logits, tape)
     }
 
     fn backward_block(&self, tape: &Tape, slopes: &[f32], gradients: &mut Gradients) {
         let width = self.width;
-        let mut of_pooled = self.backward_linear(self.classifier, &tape.pooled, slopes, gradients);
+        let mut of_pooled = self.backward_linear(self.classifier, &tape.read, slopes, gradients);
+        tape.tokens
+            .drop_first_rows(&mut of_pooled, width, Site::Pooled);
         for (slope, pooled) in of_pooled.iter_mut().zip(&tape.pooled) {
             *slope *= 1.0 - pooled * pooled;
         }
         let mut of_hidden = self.backward_linear(self.pooler, &tape.last, &of_pooled, gradients);
         for (layer, of_layer) in self.layers.iter().zip(&tape.layers).rev() {
-            of_hidden = layer.backward(self, of_layer, &tape.tokens.spans, of_hidden, gradients);
+            of_hidden = layer.backward(self, of_layer, &tape.tokens, of_hidden, gradients);
         }
+        tape.tokens
+            .drop_rows(&mut of_hidden, width, Site::Embeddings);
         let of_sums = self.backward_norm(self.norm, of_hidden, &tape.embedded, gradients);
         for (token, slope) in of_sums.chunks_exact(width).enumerate() {
             for (table, row) in [
@@ -397,17 +419,20 @@ impl Gradients {
 }
 
 impl Tokens {
-    fn of<'a>(inputs: impl Iterator<Item = &'a Encoded>) -> Self {
+    fn of(places: &[usize], inputs: &[&Encoded], dropout: Option<Dropout>) -> Self {
         let mut tokens = Self {
             ids: Vec::new(),
             segments: Vec::new(),
             positions: Vec::new(),
             spans: Vec::new(),
+            dropout,
         };
-        for input in inputs {
+        for place in places {
+            let input = inputs[*place];
             tokens.spans.push(Span {
                 first: tokens.ids.len(),
                 length: input.len(),
+                input: *place,
             });
             tokens
                 .ids
@@ -417,6 +442,40 @@ impl Tokens {
             tokens.positions.extend(0..input.len());
         }
         tokens
+    }
+
+    /// The first row of each input, one after the other.
+    fn firsts(&self) -> impl Iterator<Item = Span> {
+        self.spans.iter().enumerate().map(|(first, span)| Span {
+            first,
+            length: 1,
+            ..*span
+        })
+    }
+
+    /// Drops out of `[N, D]`.
+    fn drop_rows(&self, values: &mut [f32], width: usize, site: Site) {
+        self.drop_spans(values, width, site, self.spans.iter().copied());
+    }
+
+    /// Drops out of `[S, D]`.
+    fn drop_first_rows(&self, values: &mut [f32], width: usize, site: Site) {
+        self.drop_spans(values, width, site, self.firsts());
+    }
+
+    fn drop_spans(
+        &self,
+        values: &mut [f32],
+        width: usize,
+        site: Site,
+        spans: impl Iterator<Item = Span>,
+    ) {
+        if let Some(dropout) = self.dropout {
+            for span in spans {
+                let values = &mut values[span.first * width..][..span.length * width];
+                dropout.drop_in_place(values, site, span.input);
+            }
+        }
     }
 }
 
@@ -467,6 +526,116 @@ impl ParameterVisitor for Gather {
         if let Ok(values) = data.try_into_vec::<f32>() {
             self.names.push(name.to_owned());
             self.values.push(values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::weights::Head;
+
+    const SEED: u64 = 5;
+
+    fn model(hidden: f64, attention: f64, classifier: f64) -> HostBert {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert");
+        let device = Device::flex().autodiff();
+        let model = CrossEncoder::load(&folder, Head::Required, None, &device).unwrap();
+        let mut host = HostBert::of(&model).unwrap();
+        host.config.hidden_dropout_prob = hidden;
+        host.config.attention_probs_dropout_prob = attention;
+        host.config.classifier_dropout = Some(classifier);
+        host
+    }
+
+    fn inputs() -> Vec<Encoded> {
+        let input = |length: u32| Encoded {
+            input_ids: (0..length).map(|place| 5 + place * 7 % 40).collect(),
+            token_type_ids: (0..length).map(|place| u32::from(place > 3)).collect(),
+        };
+        [9, 4, 17, 6, 12].map(input).to_vec()
+    }
+
+    fn logits(host: &HostBert, threads: usize, tokens_per_block: usize, seed: u64) -> Vec<f32> {
+        let inputs = inputs();
+        let inputs: Vec<&Encoded> = inputs.iter().collect();
+        host.forward(&inputs, threads, tokens_per_block, seed)
+            .logits
+    }
+
+    /// The slope of a sum of logits along each tensor's gradient, against the difference that a
+    /// small step makes, the same numbers dropped.
+    #[test]
+    fn gradients_hold_with_dropout() {
+        let mut host = model(0.2, 0.3, 0.1);
+        let inputs = inputs();
+        let inputs: Vec<&Encoded> = inputs.iter().collect();
+        let weights = [1.0, -0.5, 2.0, 0.7, -1.2];
+        let sum = |host: &HostBert| -> f64 {
+            let logits = host.forward(&inputs, 1, 20, SEED).logits;
+            let products = logits.iter().zip(weights);
+            products.map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
+        };
+        let pass = host.forward(&inputs, 2, 12, SEED);
+        let mut compared = 0;
+        for (place, (name, gradient)) in host.backward(&pass, &weights).into_iter().enumerate() {
+            let squares = gradient.iter().map(|slope| f64::from(slope * slope));
+            let norm = squares.sum::<f64>().sqrt();
+            if norm < 1e-3 {
+                // A key's bias moves nothing.
+                continue;
+            }
+            let before = host.values[place].clone();
+            let mut moved = |by: f64| {
+                for (value, (before, slope)) in host.values[place]
+                    .iter_mut()
+                    .zip(before.iter().zip(&gradient))
+                {
+                    *value = before + (by / norm) as f32 * slope;
+                }
+                sum(&host)
+            };
+            let step = 4e-3;
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            moved(0.0);
+            let error = (slope - norm).abs() / norm;
+            assert!(error < 0.02, "{name}: {slope} along a gradient of {norm}");
+            compared += 1;
+        }
+        assert!(compared > 20, "{compared}");
+    }
+
+    #[test]
+    fn what_is_dropped_is_up_to_the_seed_alone() {
+        let host = model(0.1, 0.1, 0.1);
+        let expected = logits(&host, 1, 1000, SEED);
+        for (threads, tokens_per_block) in [(1, 10), (3, 1000), (2, 1)] {
+            for (one, other) in expected
+                .iter()
+                .zip(logits(&host, threads, tokens_per_block, SEED))
+            {
+                assert!((one - other).abs() < 1e-5, "{one} {other}");
+            }
+        }
+        assert_ne!(expected, logits(&host, 1, 1000, SEED + 1));
+    }
+
+    #[test]
+    fn each_dropout_acts_by_itself() {
+        let without = logits(&model(0.0, 0.0, 0.0), 1, 1000, SEED);
+        assert_eq!(without, logits(&model(0.0, 0.0, 0.0), 1, 1000, SEED + 1));
+        for host in [
+            model(0.3, 0.0, 0.0),
+            model(0.0, 0.3, 0.0),
+            model(0.0, 0.0, 0.3),
+        ] {
+            assert_ne!(without, logits(&host, 1, 1000, SEED));
+            // Scoring drops nothing.
+            assert_eq!(without, host.logits(&inputs(), 1, 1000));
         }
     }
 }

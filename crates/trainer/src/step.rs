@@ -74,7 +74,9 @@ impl StepContext<'_> {
             .map(|example| &self.dataset.pairs[*example])
             .collect();
         let tokens_per_block = self.settings.schedule.tokens_per_pass;
-        let pass = host.forward(&inputs, retort_model::parallelism(device), tokens_per_block);
+        let threads = retort_model::parallelism(device);
+        let seed = self.dropout_seed();
+        let pass = host.forward(&inputs, threads, tokens_per_block, seed);
         let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
         let loss = loss::weighted_sum(&scores, &whole.judged, &self.settings.loss);
         let value = number(loss.clone())?;
@@ -101,6 +103,7 @@ impl StepContext<'_> {
     ) -> Result<Part> {
         // Dropout draws from one generator: in which order, two threads would leave to chance.
         let threads = if self.settings.model.dropout > 0.0 {
+            device.seed(self.dropout_seed());
             1
         } else {
             retort_model::parallelism(device)
@@ -151,6 +154,11 @@ impl StepContext<'_> {
             computed_tokens,
             gradients,
         })
+    }
+
+    /// A generator's state can't be saved; a seed a step can be given again.
+    fn dropout_seed(&self) -> u64 {
+        self.settings.seed ^ ((self.number as u64) << 20)
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {

@@ -165,10 +165,6 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
         }
         let factor = learning_rate_factor(step, steps, settings.schedule.warmup);
         let learning_rate = settings.optimizer.learning_rate * factor;
-        if settings.model.dropout > 0.0 {
-            // A generator's state can't be saved; a seed a step can be given again.
-            training_device.seed(settings.seed ^ ((step as u64 + 1) << 20));
-        }
         let context = StepContext {
             dataset: &dataset,
             settings,

@@ -1,9 +1,12 @@
 //! One layer of the encoder.
 
+use std::borrow::Cow;
+
+use super::dropout::Site;
 use super::kernels::{
     Matrix, Normed, Target, add, add_bias, gelu, multiply, scale_by, softmax, softmax_backward,
 };
-use super::{Gradients, HostBert, Span};
+use super::{Gradients, HostBert, Span, Tokens};
 
 /// Places of a linear map's parameters.
 #[derive(Clone, Copy)]
@@ -21,6 +24,10 @@ pub(super) struct Norm {
 
 /// Places of a layer's parameters.
 pub(super) struct Layer {
+    /// From 0.
+    pub(super) number: usize,
+    /// Whether it is the one whose output the pooler reads: the first row of each input.
+    pub(super) is_last: bool,
     pub(super) query: Linear,
     pub(super) key: Linear,
     pub(super) value: Linear,
@@ -77,14 +84,12 @@ impl Layer {
         &self,
         model: &HostBert,
         input: Vec<f32>,
-        spans: &[Span],
-        is_last: bool,
-        is_trained: bool,
+        tokens: &Tokens,
     ) -> (Vec<f32>, LayerTape) {
         let width = model.width;
-        // The pooler reads the first token alone.
-        let first_rows = is_last.then(|| {
-            spans
+        let first_rows = self.is_last.then(|| {
+            tokens
+                .spans
                 .iter()
                 .flat_map(|span| &input[span.first * width..][..width])
                 .copied()
@@ -102,18 +107,22 @@ impl Layer {
             value: projected(self.value, &input),
             weights: Vec::new(),
         };
-        let context = attention.forward(spans, is_last, model);
-        let end = |linear, norm, input: &[f32], residual: &[f32]| {
+        let context = attention.forward(self, tokens, model);
+        let end = |linear, norm, input: &[f32], residual: &[f32], site| {
             let mut sums: Vec<f32> = model.project(linear, input);
             add_bias(&mut sums, &model.values[linear.bias]);
+            self.drop_rows(tokens, &mut sums, width, site);
             add(&mut sums, residual);
             model.normalise(sums, norm)
         };
-        let (middle, attention_norm) =
-            end(self.attention_output, self.attention_norm, &context, rows);
+        let site = Site::Attended(self.number);
+        let (linear, norm) = (self.attention_output, self.attention_norm);
+        let (middle, attention_norm) = end(linear, norm, &context, rows, site);
         let mut inner = model.project(self.inner, &middle);
+        let is_trained = tokens.dropout.is_some();
         let slopes = gelu(&mut inner, &model.values[self.inner.bias], is_trained);
-        let (output, output_norm) = end(self.output, self.output_norm, &inner, &middle);
+        let site = Site::Outer(self.number);
+        let (output, output_norm) = end(self.output, self.output_norm, &inner, &middle, site);
         let tape = LayerTape {
             input,
             first_rows,
@@ -135,14 +144,15 @@ impl Layer {
         &self,
         model: &HostBert,
         tape: &LayerTape,
-        spans: &[Span],
+        tokens: &Tokens,
         slopes: Vec<f32>,
         gradients: &mut Gradients,
     ) -> Vec<f32> {
         let width = model.width;
         let mut of_middle =
             model.backward_norm(self.output_norm, slopes, &tape.output_norm, gradients);
-        let mut of_inner = model.backward_linear(self.output, &tape.inner, &of_middle, gradients);
+        let of_outer = self.dropped(tokens, &of_middle, width, Site::Outer(self.number));
+        let mut of_inner = model.backward_linear(self.output, &tape.inner, &of_outer, gradients);
         scale_by(&mut of_inner, &tape.slopes);
         // To the residual's slope, which is that of the sum.
         model.backward_linear_into(
@@ -158,16 +168,16 @@ impl Layer {
             &tape.attention_norm,
             gradients,
         );
+        let of_attended = self.dropped(tokens, &of_rows, width, Site::Attended(self.number));
         let linear = self.attention_output;
-        let of_context = model.backward_linear(linear, &tape.context, &of_rows, gradients);
-        let is_last = tape.first_rows.is_some();
+        let of_context = model.backward_linear(linear, &tape.context, &of_attended, gradients);
         let (of_query, of_key, of_value) =
-            tape.attention.backward(&of_context, spans, is_last, model);
+            tape.attention.backward(self, &of_context, tokens, model);
         let rows = tape.first_rows.as_ref().unwrap_or(&tape.input);
         model.backward_linear_into(self.query, rows, &of_query, &mut of_rows, gradients);
-        let mut of_input = if is_last {
+        let mut of_input = if self.is_last {
             let mut of_input = vec![0.0; tape.input.len()];
-            for (span, of_row) in spans.iter().zip(of_rows.chunks_exact(width)) {
+            for (span, of_row) in tokens.spans.iter().zip(of_rows.chunks_exact(width)) {
                 of_input[span.first * width..][..width].copy_from_slice(of_row);
             }
             of_input
@@ -179,30 +189,56 @@ impl Layer {
         }
         of_input
     }
+
+    /// Drops out of `[R, D]`.
+    fn drop_rows(&self, tokens: &Tokens, values: &mut [f32], width: usize, site: Site) {
+        if self.is_last {
+            tokens.drop_first_rows(values, width, site);
+        } else {
+            tokens.drop_rows(values, width, site);
+        }
+    }
+
+    /// `[R, D]` with what is dropped dropped.
+    fn dropped<'a>(
+        &self,
+        tokens: &Tokens,
+        values: &'a [f32],
+        width: usize,
+        site: Site,
+    ) -> Cow<'a, [f32]> {
+        let drops = tokens.dropout.is_some_and(|dropout| dropout.drops(site));
+        let mut values = Cow::Borrowed(values);
+        if drops {
+            self.drop_rows(tokens, values.to_mut(), width, site);
+        }
+        values
+    }
 }
 
 impl Attention {
     /// The values, weighed by the softmax of the scores: `[R, D]`.
-    fn forward(&mut self, spans: &[Span], is_last: bool, model: &HostBert) -> Vec<f32> {
+    fn forward(&mut self, layer: &Layer, tokens: &Tokens, model: &HostBert) -> Vec<f32> {
         let (width, head_width, scale) = heads(model);
-        let places = places(spans, is_last, model.heads);
+        let places = places(layer, tokens, model.heads);
         let all: usize = places.iter().map(|place| place.size(model.heads)).sum();
         self.weights = vec![0.0; all];
         let mut context = vec![0.0; self.query.len()];
         for place in &places {
-            let (rows, tokens) = (place.rows.length, place.tokens.length);
+            let (rows, columns) = (place.rows.length, place.tokens.length);
             for head in 0..model.heads {
                 let column = head * head_width;
                 let query = part(&self.query, place.rows, column, model);
                 let key = part(&self.key, place.tokens, column, model);
                 let value = part(&self.value, place.tokens, column, model);
-                let first = place.weights + head * rows * tokens;
-                let weights = &mut self.weights[first..][..rows * tokens];
-                let target = Target::new(weights, tokens);
+                let first = place.weights + head * rows * columns;
+                let weights = &mut self.weights[first..][..rows * columns];
+                let target = Target::new(weights, columns);
                 multiply(query, key.transposed(), scale, target);
-                softmax(weights, tokens);
+                softmax(weights, columns);
+                let weights = place.dropped(layer, tokens, weights, head);
                 let target = &mut context[place.rows.first * width + column..];
-                let weights = Matrix::new(weights, tokens);
+                let weights = Matrix::new(&weights, columns);
                 multiply(weights, value, 1.0, Target::new(target, width));
             }
         }
@@ -212,9 +248,9 @@ impl Attention {
     /// The slopes at queries, keys and values, from those at what [`Attention::forward`] gave.
     fn backward(
         &self,
+        layer: &Layer,
         slopes: &[f32],
-        spans: &[Span],
-        is_last: bool,
+        tokens: &Tokens,
         model: &HostBert,
     ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (width, head_width, scale) = heads(model);
@@ -222,13 +258,14 @@ impl Attention {
         let mut of_key = vec![0.0; self.key.len()];
         let mut of_value = vec![0.0; self.value.len()];
         let mut of_weights = Vec::new();
-        for place in places(spans, is_last, model.heads) {
-            let (rows, tokens) = (place.rows.length, place.tokens.length);
-            of_weights.resize(rows * tokens, 0.0);
+        for place in places(layer, tokens, model.heads) {
+            let (rows, columns) = (place.rows.length, place.tokens.length);
+            of_weights.resize(rows * columns, 0.0);
             for head in 0..model.heads {
                 let column = head * head_width;
-                let first = place.weights + head * rows * tokens;
-                let weights = &self.weights[first..][..rows * tokens];
+                let first = place.weights + head * rows * columns;
+                let weights = &self.weights[first..][..rows * columns];
+                let dropped = place.dropped(layer, tokens, weights, head);
                 let slopes = part(slopes, place.rows, column, model);
                 let value = part(&self.value, place.tokens, column, model);
                 let (of_rows, of_tokens) = (
@@ -237,15 +274,19 @@ impl Attention {
                 );
                 let target = Target::new(&mut of_value[of_tokens..], width);
                 multiply(
-                    Matrix::new(weights, tokens).transposed(),
+                    Matrix::new(&dropped, columns).transposed(),
                     slopes,
                     1.0,
                     target,
                 );
-                let target = Target::new(&mut of_weights, tokens);
+                let target = Target::new(&mut of_weights, columns);
                 multiply(slopes, value.transposed(), 1.0, target);
-                softmax_backward(&mut of_weights, weights, tokens);
-                let of_scores = Matrix::new(&of_weights, tokens);
+                if let Some(dropout) = tokens.dropout {
+                    let site = Site::Attention(layer.number, head);
+                    dropout.drop_in_place(&mut of_weights, site, place.tokens.input);
+                }
+                softmax_backward(&mut of_weights, weights, columns);
+                let of_scores = Matrix::new(&of_weights, columns);
                 let target = Target::new(&mut of_query[of_rows..], width);
                 let key = part(&self.key, place.tokens, column, model);
                 multiply(of_scores, key, scale, target);
@@ -262,28 +303,40 @@ impl Place {
     fn size(&self, heads: usize) -> usize {
         heads * self.rows.length * self.tokens.length
     }
+
+    /// A head's attention weights with what is dropped dropped.
+    fn dropped<'a>(
+        &self,
+        layer: &Layer,
+        tokens: &Tokens,
+        weights: &'a [f32],
+        head: usize,
+    ) -> Cow<'a, [f32]> {
+        let site = Site::Attention(layer.number, head);
+        match tokens.dropout {
+            Some(dropout) => dropout.drop(weights, site, self.tokens.input),
+            None => Cow::Borrowed(weights),
+        }
+    }
 }
 
-fn places(spans: &[Span], is_last: bool, heads: usize) -> Vec<Place> {
+fn places(layer: &Layer, tokens: &Tokens, heads: usize) -> Vec<Place> {
     let mut weights = 0;
-    let place = |(number, span): (usize, &Span)| {
-        let rows = if is_last {
-            Span {
-                first: number,
-                length: 1,
-            }
-        } else {
-            *span
-        };
+    let place = |(span, first): (&Span, Span)| {
         let place = Place {
-            rows,
+            rows: if layer.is_last { first } else { *span },
             tokens: *span,
             weights,
         };
         weights += place.size(heads);
         place
     };
-    spans.iter().enumerate().map(place).collect()
+    tokens
+        .spans
+        .iter()
+        .zip(tokens.firsts())
+        .map(place)
+        .collect()
 }
 
 /// The width of all heads and of one, and what scores are multiplied with.
