@@ -521,20 +521,23 @@ fn the_committed_shop_is_what_the_generator_makes() {
 #[test]
 fn the_committed_labels_are_of_the_candidates() {
     let shop = root().join("training-data/shop");
-    let labels = label_set::read(&shop.join("labels/train")).unwrap().labels;
-    let candidates = retort_data::candidates::read(&shop.join("candidates/train.jsonl")).unwrap();
-    let mut judged: Vec<_> = (labels.into_iter())
-        .map(|label| (label.query_id, label.document_id))
-        .collect();
-    let mut drawn: Vec<_> = (candidates.into_iter())
-        .map(|candidate| (candidate.query_id, candidate.document_id))
-        .collect();
-    judged.sort();
-    drawn.sort();
-    assert!(
-        judged == drawn,
-        "{} judged, {} drawn",
-        judged.len(),
-        drawn.len()
-    );
+    for split in ["train", "test"] {
+        let labels = label_set::read(&shop.join("labels").join(split)).unwrap();
+        let candidates = shop.join(format!("candidates/{split}.jsonl"));
+        let candidates = retort_data::candidates::read(&candidates).unwrap();
+        let mut judged: Vec<_> = (labels.labels.into_iter())
+            .map(|label| (label.query_id, label.document_id))
+            .collect();
+        let mut drawn: Vec<_> = (candidates.into_iter())
+            .map(|candidate| (candidate.query_id, candidate.document_id))
+            .collect();
+        judged.sort();
+        drawn.sort();
+        assert!(
+            judged == drawn,
+            "{split}: {} judged, {} drawn",
+            judged.len(),
+            drawn.len()
+        );
+    }
 }
