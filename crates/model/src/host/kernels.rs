@@ -336,7 +336,7 @@ fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with a whole n: eˣ = 2ⁿ eʳ, and eʳ is near its Taylor series. ln 2 is taken in
     // two parts, the first with so few digits that its product with n is exact.
     const HIGH: f32 = 355.0 / 512.0;
-    const LOW: f32 = std::f32::consts::LN_2 - HIGH;
+    const LOW: f32 = -2.121_944_4e-4;
     // Adding it moves a number's whole part into the last bits.
     const ROUNDING: f32 = 12_582_912.0;
     const BIAS: u32 = 127;
