@@ -149,7 +149,8 @@ impl Run<'_> {
     }
 
     /// Every stretch of groups that is a card's number: 13 to 19 digits in blocks of four or more
-    /// but the last, with the beginning of a network and a digit that checks.
+    /// but the last, with a hyphen, a full stop or up to two spaces between two, the beginning of a
+    /// network and a digit that checks.
     fn cards(&self) -> Vec<Range<usize>> {
         if BARCODES.contains(&&*word_before(self.text, self.start)) {
             return Vec::new();
@@ -158,9 +159,10 @@ impl Run<'_> {
         for first in 0..self.groups.len() {
             for last in first..self.groups.len() {
                 let is_spaced = last == first || {
-                    let mut signs = self.signs(last).chars();
-                    let is_one = signs.next().is_some_and(|c| is_space(c) || c == '-');
-                    is_one && signs.next().is_none() && self.groups[last - 1].len() >= 4
+                    let signs = self.signs(last);
+                    let are_spaces = signs.chars().all(is_space) && signs.chars().count() <= 2;
+                    let is_between = are_spaces || signs == "-" || signs == ".";
+                    is_between && self.groups[last - 1].len() >= 4
                 };
                 let digits = self.digits(first..=last);
                 if !is_spaced || !self.is_free(last) || digits.len() > 19 {

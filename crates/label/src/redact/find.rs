@@ -143,7 +143,8 @@ fn tokens(
     let mut from = 0;
     while let Some(start) = text[from..].find(prefix).map(|place| from + place) {
         from = start + prefix.len();
-        if starts_free(text, start) {
+        // As the value of a name, too: "TOKEN_ghp_…".
+        if starts_free(text, start) || text[..start].ends_with('_') {
             let rest = &text[from..];
             // What begins inside of it is a part of it: nothing is looked at twice.
             from += rest.find(|c| !is_of(c)).unwrap_or(rest.len());
@@ -178,18 +179,35 @@ fn emails(text: &str) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let mut from = 0;
     for (at, _) in text.match_indices('@') {
-        let before = &text[from..at];
-        let is_local = |c: char| is_of_address(c) || ".!#$%&'*+?^_`{|}~-".contains(c);
-        let local = &before[before.rfind(|c| !is_local(c)).map_or(0, |place| {
-            place + before[place..].chars().next().map_or(1, char::len_utf8)
-        })..];
-        let local = local.trim_start_matches(['\'', '.', '`']);
+        let local = local_part(&text[from..at]);
         if let (false, Some(domain)) = (local.is_empty(), domain(&text[at + 1..])) {
             from = at + 1 + domain;
             spans.push(at - local.len()..from);
         }
     }
     spans
+}
+
+/// The part of an address before its @ that a text ends with; it may be empty.
+fn local_part(text: &str) -> &str {
+    let ending = |is_of: &dyn Fn(char) -> bool| {
+        let before = text.char_indices().rev().find(|(_, c)| !is_of(*c));
+        &text[before.map_or(0, |(place, c)| place + c.len_utf8())..]
+    };
+    let is_of_most = |c| is_of_address(c) || ".!#$%&'*+?^_`{|}~-".contains(c);
+    let whole = ending(&|c| is_of_most(c) || c == '/' || c == '=');
+    // "https://jo@example.org", "?mail=jo@example.org"
+    let is_url = whole.starts_with("//") || whole.contains(['?', '&']);
+    // "MAIL=jo@example.org", and not "bounce+jo=example.org@lists.example.org".
+    let is_setting = whole.split_once('=').is_some_and(|(name, value)| {
+        name.chars().all(|c| c.is_alphabetic() || c == '_') && !value.contains('=')
+    });
+    let local = match whole {
+        _ if is_url => ending(&is_of_most),
+        _ if is_setting => &whole[whole.find('=').map_or(0, |place| place + 1)..],
+        whole => whole,
+    };
+    local.trim_start_matches(['\'', '.', '`', '/', '='])
 }
 
 /// Letters of alphabets that are written with spaces between words, and digits.
@@ -287,58 +305,67 @@ fn has_iban_check(compact: &str) -> bool {
 }
 
 fn addresses(text: &str) -> Vec<Range<usize>> {
-    let is_of = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
-    let mut spans = Vec::new();
+    let of_v6 = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
+    let of_v4 = |c: char| c.is_ascii_digit() || c == '.';
+    // IPv6 addresses that end in an IPv4 one are found as both, and merged.
+    let v6 = runs(text, of_v6).filter_map(|run| ipv6(text, run));
+    let v4 = runs(text, of_v4).flat_map(|run| ipv4(text, run));
+    v6.chain(v4).collect()
+}
+
+/// The longest stretches of such characters.
+fn runs(text: &str, is_of: impl Fn(char) -> bool) -> impl Iterator<Item = Range<usize>> {
     let mut from = 0;
-    while let Some(start) = text[from..].find(is_of).map(|place| from + place) {
+    std::iter::from_fn(move || {
+        let start = from + text[from..].find(&is_of)?;
         let rest = &text[start..];
-        let end = start + rest.find(|c| !is_of(c)).unwrap_or(rest.len());
-        spans.extend(address(text, start..end));
-        from = end;
-    }
-    spans
+        from = start + rest.find(|c| !is_of(c)).unwrap_or(rest.len());
+        Some(start..from)
+    })
 }
 
 /// The address in a run of hexadecimal digits, colons and dots.
-fn address(text: &str, run: Range<usize>) -> Option<Range<usize>> {
+fn ipv6(text: &str, run: Range<usize>) -> Option<Range<usize>> {
     let (mut start, mut end) = (run.start, run.end);
-    // The colon of "host:10.0.0.1" belongs to the sentence, as does a full stop.
+    // The colon of "host:2001:db8::1" belongs to the sentence, as does a full stop.
     let is_single = |text: &str| text.starts_with(':') && !text.starts_with("::");
     while is_single(&text[start..end]) || text[start..end].starts_with('.') {
         start += 1;
     }
-    if let Some(colon) = text[start..end].find(':')
-        && text[start..end].matches(':').count() == 1
-        && text[start..end].contains('.')
-    {
-        // A port, or a label before the address.
-        if text[start..start + colon].contains('.') {
-            end = start + colon;
-        } else {
-            start += colon + 1;
-        }
-    }
-    while text[start..end].ends_with(['.', ':']) && text[start..end].parse::<Ipv6Addr>().is_err() {
+    let is_one = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    while text[start..end].ends_with(['.', ':']) && !is_one(&text[start..end]) {
         end -= 1;
     }
     let found = &text[start..end];
-    if !starts_free(text, start)
-        || !ends_free(text, end)
-        || !found.contains(|c: char| c.is_ascii_digit())
-    {
-        return None;
-    }
-    if found.parse::<Ipv6Addr>().is_ok() {
-        return Some(start..end);
-    }
-    found.parse::<Ipv4Addr>().ok()?;
+    let has_digit = found.contains(|c: char| c.is_ascii_digit());
+    let is_free = starts_free(text, start) && ends_free(text, end);
+    (is_free && has_digit && is_one(found)).then_some(start..end)
+}
+
+/// The addresses in a run of digits and full stops, whatever is around it: a port, a label, a word
+/// that the sentence goes on with. Five numbers are none.
+fn ipv4(text: &str, run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut from = run.start;
+    // "10.0.0.1..10.0.0.9" is two.
+    text[run].split("..").filter_map(move |part| {
+        let start = from + part.len() - part.trim_start_matches('.').len();
+        from += part.len() + "..".len();
+        let found = part.trim_matches('.');
+        let span = start..start + found.len();
+        (found.parse::<Ipv4Addr>().is_ok() && is_ipv4(text, &span)).then_some(span)
+    })
+}
+
+/// Whether four numbers are an address.
+fn is_ipv4(text: &str, span: &Range<usize>) -> bool {
     // A network, or a browser that tells no more than its major version.
-    let is_person = !found.ends_with(".0.0.0");
-    let is_version = VERSIONS.contains(&&*word_before(text, start)) || {
-        let mut after = text[end..].chars();
+    let is_person = !text[span.start..span.end].ends_with(".0.0.0");
+    let is_free = starts_free(text, span.start) && ends_free(text, span.end);
+    let is_version = VERSIONS.contains(&&*word_before(text, span.start)) || {
+        let mut after = text[span.end..].chars();
         matches!(after.next(), Some('-' | '+')) && after.next().is_some_and(char::is_alphabetic)
     };
-    (is_person && !is_version).then_some(start..end)
+    is_person && is_free && !is_version
 }
 
 /// Words after which four numbers are no address.

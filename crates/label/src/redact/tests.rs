@@ -37,7 +37,20 @@ fn what_is_something_is_replaced() {
         ("jürgen@müller.de", "<EMAIL_1>"),
         ("请联系a@b.com谢谢", "请联系<EMAIL_1>谢谢"),
         ("https://u:p@host.example/x", "https://u:<EMAIL_1>/x"),
+        ("first/last=x@example.com", "<EMAIL_1>"),
+        (
+            "bounce+jo=x.org@b.de, SRS0=a1=b2=x.org=jo@b.de",
+            "<EMAIL_1>, <EMAIL_2>",
+        ),
+        (
+            "MAIL_TO=jo@b.de https://b.de/?to=jo@b.de&x //jo@b.de/x",
+            "MAIL_TO=<EMAIL_1> https://b.de/?to=<EMAIL_1>&x //<EMAIL_1>/x",
+        ),
         ("card 4111 1111 1111 1111 12/27", "card <CARD_1> 12/27"),
+        (
+            "4111.1111.1111.1111, 4111  1111 1111\u{a0}1111.",
+            "<CARD_1>, <CARD_1>.",
+        ),
         (
             "4111-1111-1111-1111 or 4111111111111111",
             "<CARD_1> or <CARD_1>",
@@ -56,6 +69,19 @@ fn what_is_something_is_replaced() {
             "[<IP_1>]:443 and <IP_1>",
         ),
         ("fe80::1%eth0 or ::ffff:10.0.0.1", "<IP_1>%eth0 or <IP_2>"),
+        (
+            "Error from 10.0.0.1:8080: refused, see 10.0.0.1.Add more",
+            "Error from <IP_1>:8080: refused, see <IP_1>.Add more",
+        ),
+        (
+            "docker run -p 10.0.0.1:8080:80 x, interface:10.0.0.2:80 x",
+            "docker run -p <IP_1>:8080:80 x, interface:<IP_2>:80 x",
+        ),
+        (
+            "10.0.0.1:80:10.0.0.2:80 and 10.0.0.1..10.0.0.2",
+            "<IP_1>:80:<IP_2>:80 and <IP_1>..<IP_2>",
+        ),
+        ("from ::ffff:10.0.0.1:8080:", "from ::ffff:<IP_1>:8080:"),
         ("call +49 (0)30 1234-567 now", "call <PHONE_1> now"),
         ("+442071838750;+1 (555) 123-4567", "<PHONE_1>;<PHONE_2>"),
         ("(555) 123-4567 / 1-800-555-0199", "<PHONE_1> / <PHONE_2>"),
@@ -71,6 +97,10 @@ fn what_is_something_is_replaced() {
         (
             "key=ghp_abcdefghijklmnopqrstuvwxyz0123456789",
             "key=<KEY_1>",
+        ),
+        (
+            "TOKEN_ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+            "TOKEN_<KEY_1>",
         ),
         ("AKIAIOSFODNN7EXAMPLE", "<KEY_1>"),
         (
@@ -92,6 +122,14 @@ fn what_only_looks_like_something_is_left() {
         "version 1.2.3.4, v1.2.3.4 and Version: 10.0.19041.1",
         "libfoo-1.2.3.4-beta Chrome/120.0.0.0 OID 1.3.6.1.4.1",
         "1.2.3 and 256.1.1.1",
+        "release 1.2.3.4:latest, section 1.2.3.4: and Section 1.2.3.4.Add",
+        "1.3.6.1.4:80, 1.3.6.1.4.Add, libfoo_1.2.3.4_amd64.deb",
+        "0.0.0.0:8080:80, x1.2.3.4:80, 1.2.3.4x:80",
+        "10:20:30, 10:20:30.400, 2024.01.02 10:20:30, 01.02.2024:10:20",
+        "1.299.000,00 EUR, $4,111.11, 4.111.111.111.111",
+        "4111   1111 1111 1111, 4111..1111 1111 1111, 411.1111.1111.11111",
+        "4111.1111.1111.1112",
+        "ISBN 978.3.16.148410.0, ISBN 978  3 16 148410  0",
         "at 12:30:45, ratio 16:9, aa:bb:cc:dd:ee:ff, std::vec, dead::beef",
         "ISBN 978-3-16-148410-0, ISBN-10: 0-306-40615-2, 0-306-40615-2",
         "ISBN-13: 9783161484100, EAN 4006381333931",
@@ -227,7 +265,7 @@ fn card() -> impl Strategy<Value = String> {
         Just(("37", 15)),
         Just(("36", 14))
     ];
-    let separators = prop::sample::select(vec!["", " ", "-"]);
+    let separators = prop::sample::select(vec!["", " ", "  ", "-", "."]);
     (network, "[0-9]{15}", separators).prop_map(|((prefix, length), random, separator)| {
         let digits = format!("{prefix}{random}");
         let digits = &digits[..length - 1];
@@ -268,6 +306,7 @@ fn iban() -> impl Strategy<Value = String> {
 fn planted() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z][a-z0-9._+]{0,10}[a-z0-9]@[a-z]{1,8}\\.(com|co\\.uk|org)",
+        "[a-z]{1,5}/[a-z]{1,5}=[a-z]{1,5}@[a-z]{1,8}\\.(com|co\\.uk|org)",
         card(),
         iban(),
         prop::array::uniform4(1_u8..=254).prop_map(|octets| IpAddr::from(octets).to_string()),
