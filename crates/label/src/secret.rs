@@ -43,6 +43,10 @@ impl fmt::Display for KeySettings {
     }
 }
 
+/// A key, or an end of it, that is shorter may stand in a reply by chance, as a word or a digit: it is
+/// not looked for there. Who gives out real keys makes them longer.
+const LEAST_TRACE: usize = 8;
+
 /// A key. It is overwritten when dropped.
 pub(crate) struct Secret(String);
 
@@ -90,17 +94,21 @@ impl Secret {
         Ok(value)
     }
 
-    /// A text without the key, should a server have echoed it, whole or its longest half.
+    /// A text without the key, should a server have echoed it, whole or its longest half; unless it
+    /// is too short to tell, as what local servers are given for a key.
     pub(crate) fn removed_from(&self, text: &str) -> String {
+        if self.0.len() < LEAST_TRACE {
+            return text.to_owned();
+        }
         let mut text = text.replace(&self.0, "[key]");
         // Providers echo the ends of a key, as in "sk-ab***yz".
         let start = |length: usize| self.0.get(..length);
         let end = |length: usize| self.0.get(self.0.len().checked_sub(length)?..);
         let is_in = |text: &str, part: Option<&str>| part.is_some_and(|part| text.contains(part));
-        if !is_in(&text, start(8)) && !is_in(&text, end(8)) {
+        if !is_in(&text, start(LEAST_TRACE)) && !is_in(&text, end(LEAST_TRACE)) {
             return text;
         }
-        for length in (8..self.0.len()).rev() {
+        for length in (LEAST_TRACE..self.0.len()).rev() {
             for part in [start(length), end(length)].into_iter().flatten() {
                 text = text.replace(part, "[key]");
             }
@@ -191,6 +199,18 @@ mod tests {
         );
         let untouched = r#"{"m":"\/"}"#;
         assert_eq!(key.removed_from_reply(untouched), untouched);
+    }
+
+    #[test]
+    fn a_key_that_is_hardly_one_changes_no_reply() {
+        let reply = r#"{"token":"0","logprob":-0.1,"m":"\u0061"}"#;
+        for key in ["0", "a", "token", "logprob"] {
+            let key = Secret(key.to_owned());
+            assert_eq!(key.removed_from_reply(reply), reply);
+            assert_eq!(key.removed_from(reply), reply);
+        }
+        let key = Secret("logprobs".to_owned());
+        assert_eq!(key.removed_from("no logprobs"), "no [key]");
     }
 
     #[test]
