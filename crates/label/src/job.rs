@@ -1,5 +1,7 @@
 //! A labelling job's settings, and what they come to before anything is sent.
 
+mod check;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
 use crate::redact::RedactionSettings;
-use crate::replica::{Replica, endpoint_url, is_loopback, is_private};
+use crate::replica::Replica;
 use crate::secret::{KeySettings, Secret};
 use crate::shard::Part;
 use crate::{Error, Result, treatment};
@@ -296,7 +298,10 @@ impl Teacher {
     /// a key that can't be fetched, a prompt that can't be read.
     pub(crate) fn new(settings: &LabelSettings) -> Result<Self> {
         let teacher = &settings.teacher;
-        if let Some(problem) = problem(settings) {
+        if let Some(problem) = check::out_of_range(settings) {
+            return Err(Error::Setting(problem));
+        }
+        if let Some(problem) = check::problem(settings) {
             return Err(Error::Setting(format!("[teacher] {problem}")));
         }
         let redaction = settings.redaction.as_ref();
@@ -397,7 +402,7 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
         .as_ref()
         .ok_or_else(|| Error::Setting("prompt: a language model needs a prompt file".to_owned()))?;
     let prompt = Prompt::read(path)?;
-    if let Some(problem) = prompt_problem(teacher, &prompt) {
+    if let Some(problem) = check::prompt_problem(teacher, &prompt) {
         return Err(Error::Setting(format!("[teacher] {problem}")));
     }
     let mut of_dialect = fields(json!({
@@ -443,95 +448,4 @@ fn fields(object: Value) -> Map<String, Value> {
         Value::Object(fields) => fields,
         _ => Map::new(),
     }
-}
-
-/// Why a teacher can't be asked with this prompt, if it can't.
-fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Option<String> {
-    let is_scored = teacher.dialect == Wire::GenerativeScoring;
-    if is_scored && prompt.answers.len() != 2 {
-        return Some(format!(
-            "dialect: generative-scoring tells two answers apart, and the prompt has {}: the chat \
-             dialect takes it",
-            prompt.answers.len()
-        ));
-    }
-    if prompt.kind == Kind::Listwise && teacher.log_probabilities {
-        return Some("log_probabilities: an order is written out; set it to false".to_owned());
-    }
-    // The samples of an order are asked about documents in different orders.
-    let are_alike = is_scored || teacher.temperature == 0.0 && prompt.kind != Kind::Listwise;
-    (teacher.samples > 1 && are_alike)
-        .then(|| "samples: without a temperature all samples are alike".to_owned())
-}
-
-/// What is wrong with the settings of a teacher, if anything is.
-fn problem(settings: &LabelSettings) -> Option<String> {
-    let teacher = &settings.teacher;
-    let sends_a_key = teacher.api_key != KeySettings::default();
-    if teacher.endpoints.is_empty() {
-        return Some("endpoints: name at least one".to_owned());
-    }
-    for endpoint in &teacher.endpoints {
-        let url = match endpoint_url(endpoint) {
-            Ok(url) => url,
-            Err(problem) => return Some(problem),
-        };
-        if settings.local_only && !is_private(&url) {
-            return Some(format!(
-                "endpoint {endpoint}: local_only lets texts go to this machine and to private \
-                 addresses alone; a name could stand for any address"
-            ));
-        }
-        if url.scheme() != "https" && !is_loopback(&url) {
-            if sends_a_key {
-                return Some(format!(
-                    "endpoint {endpoint}: a key is sent over https only"
-                ));
-            }
-            if !teacher.allow_http {
-                return Some(format!(
-                    "endpoint {endpoint}: texts would travel unencrypted; `allow_http = true` \
-                     permits it"
-                ));
-            }
-        }
-    }
-    let at_least_one = [
-        ("concurrency", teacher.concurrency as u64),
-        ("samples", teacher.samples.into()),
-        (
-            "documents_per_request",
-            teacher.documents_per_request as u64,
-        ),
-        ("timeout_seconds", teacher.timeout_seconds),
-        (
-            "requests_per_minute",
-            teacher.requests_per_minute.unwrap_or(1).into(),
-        ),
-        (
-            "tokens_per_minute",
-            teacher.tokens_per_minute.unwrap_or(1).into(),
-        ),
-    ];
-    if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-        return Some(format!("{name} must be at least 1"));
-    }
-    if !(0.0..=1.0).contains(&teacher.least_mass) {
-        return Some("least_mass must be from 0 to 1".to_owned());
-    }
-    if !(0.0..=2.0).contains(&teacher.temperature) {
-        return Some("temperature must be from 0 to 2".to_owned());
-    }
-    if teacher.samples > 1 && teacher.dialect.reranker().is_some() {
-        return Some("samples: without a temperature all samples are alike".to_owned());
-    }
-    if teacher.dialect == Wire::Anthropic && teacher.log_probabilities {
-        return Some("log_probabilities: this dialect has none; set it to false".to_owned());
-    }
-    if let Some(money) = settings.budget.money
-        && !(0.0..=1e9).contains(&money)
-    {
-        return Some("[budget] money must be from 0".to_owned());
-    }
-    teacher.price.problem()
 }
