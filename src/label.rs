@@ -10,6 +10,7 @@ use retort_data::settings;
 use retort_label::{Collected, LabelSettings, Plan, Progress, Shard};
 use serde_json::json;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 
 use crate::{memory, progress};
 
@@ -118,9 +119,13 @@ pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
 /// The name of the first signal to stop; a second one ends the process at once, which the ledger
 /// survives too.
 pub(crate) async fn told_to_stop() -> &'static str {
-    let signal = first_signal().await;
-    tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
+    let (sender, first) = oneshot::channel();
+    // Beside the job, which may be at something that takes long.
     tokio::spawn(async {
+        let signal = first_signal().await;
+        tracing::warn!("{signal}: waiting for what is in flight; once more ends at once");
+        // An error means that the job has ended already.
+        let _ = sender.send(signal);
         let code = match first_signal().await {
             "SIGTERM" => 143,
             _ => 130,
@@ -128,7 +133,10 @@ pub(crate) async fn told_to_stop() -> &'static str {
         #[expect(clippy::exit, reason = "asked for a second time")]
         std::process::exit(code);
     });
-    signal
+    match first.await {
+        Ok(signal) => signal,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 #[cfg(unix)]

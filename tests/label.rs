@@ -380,6 +380,39 @@ fn batches_in_files_are_pending_until_their_outputs_are_there() {
     assert_eq!(teacher.count(), 0);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_signal_is_heeded_while_a_filter_has_the_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| (200, "", grades()));
+    let began = folder.path().join("began");
+    // What the command started itself holds its output open.
+    let script = format!(
+        "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
+        began.display()
+    );
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut command = label(folder.path(), &teacher, 2);
+        let redaction = format!("redaction.command=['sh', '-c', {script:?}]");
+        command.args(["--set", &redaction]).stderr(Stdio::null());
+        let mut job = command.spawn().unwrap();
+        for _ in 0..6000 {
+            if began.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = std::fs::read_to_string(&began).unwrap();
+        std::fs::remove_file(&began).unwrap();
+        let kill = |arguments: &[&str]| Command::new("kill").args(arguments).status().unwrap();
+        assert!(kill(&[&format!("-{signal}"), &job.id().to_string()]).success());
+        assert_eq!(job.wait().unwrap().code(), Some(code), "{signal}");
+        assert!(kill(&[left.trim()]).success());
+    }
+    assert_eq!(teacher.count(), 0);
+    assert!(!folder.path().join("ledger.sqlite").exists());
+}
+
 /// Rounds of SIGKILL; more by `RETORT_KILL_ROUNDS=200 cargo nextest run kills`.
 #[test]
 fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apart::unless_stopped;
 use crate::collect::{Collected, Progress, try_endpoints, worst_case};
 use crate::dialect::Problem;
 use crate::job::{LabelSettings, Teacher};
@@ -80,18 +81,15 @@ pub async fn collect_in_batches(
 ) -> Result<Collected> {
     tokio::pin!(stop);
     if settings.preflight && settings.teacher.batch.folder.is_none() {
-        tokio::select! {
-            tried = try_endpoints(settings) => tried?,
-            signal = &mut stop => return Err(Error::Interrupted { signal, labelled: 0 }),
-        }
+        unless_stopped(&mut stop, try_endpoints(settings)).await?;
     }
     let settings = LabelSettings {
         in_batches: true,
         ..settings.clone()
     };
-    let teacher = Teacher::new(&settings)?;
+    let read = Questions::read_apart(&settings, Teacher::new(&settings)?);
+    let (teacher, questions) = unless_stopped(&mut stop, read).await?;
     let remote = Remote::new(&settings, &teacher)?;
-    let questions = Questions::read(&settings, &teacher)?;
     let mut ledger = Ledger::open(&settings.ledger)?;
     let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
     let mut job = Job {

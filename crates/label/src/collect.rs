@@ -24,6 +24,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::apart::unless_stopped;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Key, Ledger, Outcome, Record, Spent};
 use crate::limits::Bucket;
@@ -86,8 +87,10 @@ pub async fn collect(
     report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
+    tokio::pin!(stop);
     let teacher = Teacher::new(settings)?;
-    let questions = Questions::read(settings, &teacher)?;
+    let read = Questions::read_apart(settings, teacher);
+    let (teacher, questions) = unless_stopped(&mut stop, read).await?;
     ask(settings, teacher, questions, again, report, stop).await
 }
 
@@ -100,12 +103,13 @@ pub(crate) async fn ask(
     mut report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Collected> {
+    tokio::pin!(stop);
     let Started {
         job,
         written,
         stopping,
         mut collected,
-    } = Started::new(settings, teacher, questions, again).await?;
+    } = unless_stopped(&mut stop, Started::new(settings, teacher, questions, again)).await?;
     let budget = Arc::clone(&job.budget);
     let total = job.questions.asked.len();
     let (sender, mut events) = mpsc::channel(settings.teacher.concurrency);
@@ -123,7 +127,6 @@ pub(crate) async fn ask(
     let mut last_problem = None;
     let mut end: Result<()> = Ok(());
     let mut deadline = None;
-    tokio::pin!(stop);
     loop {
         let event = tokio::select! {
             event = events.recv() => event,

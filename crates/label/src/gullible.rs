@@ -16,6 +16,7 @@ use retort_data::measure::{bootstrap_interval, mean};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::apart::{Kill, apart, unless_stopped};
 use crate::audit::{AuditSettings, Estimate, likeliest};
 use crate::collect::{Plan, Progress, ask, plan_of};
 use crate::job::{LabelSettings, Teacher};
@@ -149,7 +150,7 @@ pub struct Moved {
 /// # Errors
 /// Bad input.
 pub fn plan_probe(settings: &LabelSettings, choice: ProbeSettings) -> Result<Plan> {
-    let (teacher, questions, _) = prepared(settings, choice)?;
+    let (teacher, questions, _) = prepared(settings, choice, &Kill::default())?;
     plan_of(settings, &teacher, questions, false)
 }
 
@@ -165,7 +166,10 @@ pub async fn probe(
     report: impl FnMut(Progress),
     stop: impl Future<Output = &'static str>,
 ) -> Result<Probed> {
-    let (teacher, questions, mut pairs) = prepared(settings, choice)?;
+    tokio::pin!(stop);
+    let owned = settings.clone();
+    let prepared = apart(move |kill| prepared(&owned, choice, kill));
+    let (teacher, questions, mut pairs) = unless_stopped(&mut stop, prepared).await?;
     let relevant_grade = audit.relevant_grade(teacher.top_grade())?;
     let recipe = teacher.recipe.clone();
     match ask(settings, teacher, questions, false, report, stop).await {
@@ -222,6 +226,7 @@ impl Probed {
 fn prepared(
     settings: &LabelSettings,
     choice: ProbeSettings,
+    kill: &Kill,
 ) -> Result<(Teacher, Questions, Vec<Candidate>)> {
     let teacher = Teacher::new(settings)?;
     if teacher.kind != Kind::Graded {
@@ -257,7 +262,7 @@ fn prepared(
         }
     }
     let collection = collection.with_documents(documents);
-    let questions = Questions::of_pairs(collection, candidates, settings, &teacher)?;
+    let questions = Questions::of_pairs(collection, candidates, settings, &teacher, kill)?;
     Ok((teacher, questions, pairs))
 }
 

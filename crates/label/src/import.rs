@@ -9,6 +9,7 @@ use retort_data::label_set::{Label, expected_grade, text_digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::apart::Kill;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Alias, Batch, Entry, Key, Ledger, Outcome, Record, now};
 use crate::prompt::Kind;
@@ -53,7 +54,7 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let collection = Collection::read(&settings.collection)?;
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
     let rows = jsonl::read_numbered::<Imported>(file, expected)?;
-    let redactor = Redactor::new(settings, || {
+    let redactor = Redactor::new(settings, &Kill::default(), || {
         let mut texts = BTreeSet::new();
         for (_, row) in &rows {
             texts.insert(collection.query(&row.query_id, file)?.text.clone());

@@ -11,6 +11,7 @@
 //! between a reply and the disk), judgements are on record once: their key is all that determines
 //! them. What is in flight is bounded, and so is what a kill can cost.
 
+mod apart;
 mod audit;
 mod batch;
 mod collect;

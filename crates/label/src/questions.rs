@@ -8,6 +8,7 @@ use retort_data::candidates::{self, Candidate};
 use retort_data::collection::Collection;
 use retort_data::label_set::text_digest;
 
+use crate::apart::{Kill, apart};
 use crate::collect::Collected;
 use crate::dialect::Texts;
 use crate::graph;
@@ -66,16 +67,29 @@ impl Asked {
 }
 
 impl Questions {
+    /// [`Self::read`] beside the runtime: a job that is told to stop need not wait for it.
+    pub(crate) async fn read_apart(
+        settings: &LabelSettings,
+        teacher: Teacher,
+    ) -> Result<(Teacher, Self)> {
+        let settings = settings.clone();
+        apart(move |kill| {
+            let questions = Self::read(&settings, &teacher, kill)?;
+            Ok((teacher, questions))
+        })
+        .await
+    }
+
     /// Reads the pairs, those of this part of the job, and makes the questions; which of them to
-    /// ask is still to be chosen.
-    pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher) -> Result<Self> {
+    /// ask is still to be chosen. `kill` ends the command that texts go through.
+    pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher, kill: &Kill) -> Result<Self> {
         let collection = Collection::read(&settings.collection)?;
         let mut candidates = candidates::read(&settings.candidates)?;
         if let Some(part) = &settings.part {
-            let queries = part.queries(&candidates, &collection, settings)?;
+            let queries = part.queries(&candidates, &collection, settings, kill)?;
             candidates.retain(|candidate| queries.contains(&candidate.query_id));
         }
-        Self::of_pairs(collection, candidates, settings, teacher)
+        Self::of_pairs(collection, candidates, settings, teacher, kill)
     }
 
     /// Questions about pairs of a collection.
@@ -84,13 +98,14 @@ impl Questions {
         candidates: Vec<Candidate>,
         settings: &LabelSettings,
         teacher: &Teacher,
+        kill: &Kill,
     ) -> Result<Self> {
         let source = settings.candidates.clone();
         for candidate in &candidates {
             collection.query(&candidate.query_id, &source)?;
             collection.document(&candidate.document_id, &source)?;
         }
-        let redactor = Redactor::new(settings, || {
+        let redactor = Redactor::new(settings, kill, || {
             let mut texts = BTreeSet::new();
             for candidate in &candidates {
                 let query = collection.query(&candidate.query_id, &source)?;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::apart::Kill;
 use crate::job::LabelSettings;
 use crate::treatment::treated;
 use crate::{Error, Result};
@@ -121,17 +122,18 @@ impl RedactionSettings {
 
 impl Redactor {
     /// Prepares for a job's texts, which go through its command, if there is one, all at once. The
-    /// variable with the teacher's key is not in its environment.
+    /// variable with the teacher's key is not in its environment. `kill` ends it.
     ///
     /// # Errors
     /// A command that does not answer each text with a text, and end well.
     pub(crate) fn new(
         settings: &LabelSettings,
+        kill: &Kill,
         texts: impl FnOnce() -> Result<BTreeSet<String>>,
     ) -> Result<Self> {
         let hidden = settings.teacher.api_key.env.as_deref();
         match &settings.redaction {
-            Some(redaction) => Self::of(redaction, hidden, texts),
+            Some(redaction) => Self::of(redaction, hidden, kill, texts),
             None => Ok(Self::default()),
         }
     }
@@ -139,12 +141,13 @@ impl Redactor {
     fn of(
         settings: &RedactionSettings,
         hidden: Option<&str>,
+        kill: &Kill,
         texts: impl FnOnce() -> Result<BTreeSet<String>>,
     ) -> Result<Self> {
         let mut filtered = HashMap::new();
         if let Some(command) = &settings.command {
             let texts = Arc::new(texts()?);
-            let answers = command::filter(command, hidden, &texts).map_err(|problem| {
+            let answers = command::filter(command, hidden, &texts, kill).map_err(|problem| {
                 Error::Setting(format!("[redaction] command: {problem}; nothing was sent"))
             })?;
             filtered = texts.iter().map(|text| digest(text)).zip(answers).collect();

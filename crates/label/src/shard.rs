@@ -11,6 +11,7 @@ use retort_data::collection::Collection;
 use sha2::{Digest, Sha256};
 
 use crate::Result;
+use crate::apart::Kill;
 use crate::job::LabelSettings;
 use crate::ledger::{Found, Key, Outcome, Reader};
 use crate::redact::Redactor;
@@ -97,13 +98,14 @@ impl Part {
         candidates: &[Candidate],
         collection: &Collection,
         settings: &LabelSettings,
+        kill: &Kill,
     ) -> Result<HashSet<String>> {
         let mut queries: BTreeMap<&str, &str> = BTreeMap::new();
         for Candidate { query_id, .. } in candidates {
             let query = collection.query(query_id, &settings.candidates)?;
             queries.insert(query_id, &query.text);
         }
-        let redactor = Redactor::new(settings, || {
+        let redactor = Redactor::new(settings, kill, || {
             Ok(queries
                 .values()
                 .map(|text| (*text).to_owned())

@@ -6,15 +6,17 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::{Act, Job, Server, graded, rows, texts};
 use retort_data::collection::Collection;
 use retort_data::label_set::{self, LabelSet};
 use retort_label::ledger::Reader;
 use retort_label::{
-    AuditSettings, Collected, Error, LabelSettings, ProbeSettings, Progress, collect, import, plan,
-    probe,
+    AuditSettings, Collected, Error, LabelSettings, ProbeSettings, Progress, collect,
+    collect_in_batches, import, plan, probe,
 };
 use serde_json::json;
 
@@ -235,4 +237,69 @@ async fn a_filter_that_fails_ends_the_job_before_anything_is_sent() {
     }
     assert!(seen.lock().unwrap().is_empty());
     assert!(!job.ledger().exists() || rows(&job.ledger()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_stopped_while_texts_are_filtered_ends_at_once_and_ends_the_filter() {
+    let (server, seen) = keeping();
+    for part in 0..4 {
+        let job = job();
+        let process = job.path("process");
+        let slow = format!(
+            "echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000",
+            process.display()
+        );
+        let more = format!("[redaction]\ncommand = ['sh', '-c', {slow:?}]\n");
+        let mut settings = job.settings(&server, &more);
+        settings.teacher.batch.folder = Some(job.path("batches"));
+        if part == 3 {
+            settings = settings.for_shard("0/2".parse().unwrap());
+        }
+        let stop = async {
+            while !process.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            "SIGTERM"
+        };
+        let report = |_: Progress| ();
+        let error = match part {
+            1 => collect_in_batches(&settings, false, true, report, stop)
+                .await
+                .err(),
+            2 => {
+                let choice = ProbeSettings {
+                    documents: 5,
+                    seed: 0,
+                };
+                let audit = AuditSettings::default();
+                probe(&settings, &audit, choice, report, stop).await.err()
+            }
+            _ => collect(&settings, false, report, stop).await.err(),
+        };
+        let error = error.unwrap();
+        let is_stopped = matches!(
+            error,
+            Error::Interrupted {
+                signal: "SIGTERM",
+                labelled: 0
+            }
+        );
+        assert!(is_stopped, "{error}");
+        let process = std::fs::read_to_string(process).unwrap();
+        let lives = || {
+            let mut kill = Command::new("kill");
+            let kill = kill.args(["-0", process.trim()]).stderr(Stdio::null());
+            kill.status().unwrap().success()
+        };
+        // A process that was killed is there until who started it has seen it.
+        for _ in 0..1000 {
+            if !lives() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!lives(), "the filter goes on");
+        assert!(!settings.ledger.exists() && !job.path("batches").exists());
+    }
+    assert!(seen.lock().unwrap().is_empty());
 }

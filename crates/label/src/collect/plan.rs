@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::preflight::{held, requests};
 use super::send::worst_case;
 use crate::Result;
+use crate::apart::Kill;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::Reader;
 use crate::money::Amount;
@@ -57,7 +58,7 @@ pub struct Destination {
 /// Bad input.
 pub fn plan(settings: &LabelSettings, again: bool) -> Result<Plan> {
     let teacher = Teacher::new(settings)?;
-    let questions = Questions::read(settings, &teacher)?;
+    let questions = Questions::read(settings, &teacher, &Kill::default())?;
     plan_of(settings, &teacher, questions, again)
 }
 

@@ -49,7 +49,7 @@ pub(crate) async fn try_endpoints(settings: &LabelSettings) -> Result<()> {
 
 async fn start(settings: &LabelSettings) -> Result<Started> {
     let teacher = Teacher::new(settings)?;
-    let questions = Questions::read(settings, &teacher)?;
+    let (teacher, questions) = Questions::read_apart(settings, teacher).await?;
     Started::new(settings, teacher, questions, false).await
 }
 

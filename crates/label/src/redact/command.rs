@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::json;
+
+use crate::apart::Kill;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +21,7 @@ pub(super) fn filter(
     command: &[String],
     hidden: Option<&str>,
     texts: &Arc<BTreeSet<String>>,
+    kill: &Kill,
 ) -> Result<Vec<String>, String> {
     let [program, arguments @ ..] = command else {
         return Err("it is empty".to_owned());
@@ -29,17 +32,13 @@ pub(super) fn filter(
         command.env_remove(hidden);
     }
     let failed = |error: std::io::Error| format!("{program}: {error}");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let filtered = exchange(&mut child, texts);
+    let (to, from) = kill.start(&mut command).map_err(failed)?;
+    let filtered = exchange(to, from, texts);
     if filtered.is_err() {
         // It may wait for more. How it ends is no news then.
-        let _ = child.kill();
+        kill.now();
     }
-    let status = child.wait().map_err(failed)?;
+    let status = kill.wait().map_err(failed)?;
     let filtered = filtered.map_err(|problem| format!("{program} {problem}"))?;
     if !status.success() {
         return Err(format!("{program} ended with {status}"));
@@ -48,10 +47,11 @@ pub(super) fn filter(
 }
 
 /// Writes all texts and reads as many, at once: pipes hold only a part of them.
-fn exchange(child: &mut Child, texts: &Arc<BTreeSet<String>>) -> Result<Vec<String>, String> {
-    let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err("has no standard input or output".to_owned());
-    };
+fn exchange(
+    to: ChildStdin,
+    from: ChildStdout,
+    texts: &Arc<BTreeSet<String>>,
+) -> Result<Vec<String>, String> {
     let sent = Arc::clone(texts);
     // Nobody waits for this thread: that the command stops reading shows in what it does not say.
     std::thread::spawn(move || {

@@ -18,7 +18,7 @@ fn redactor(kinds: &[Sensitive]) -> Redactor {
         kinds: kinds.iter().copied().collect(),
         command: None,
     };
-    Redactor::of(&settings, None, || Ok(BTreeSet::new())).unwrap()
+    Redactor::of(&settings, None, &Kill::default(), || Ok(BTreeSet::new())).unwrap()
 }
 
 fn redact(text: &str) -> String {
@@ -213,7 +213,7 @@ fn through(command: &[&str], texts: &[&str]) -> Result<Vec<String>> {
         command: Some(command.iter().map(ToString::to_string).collect()),
     };
     let sent = texts.iter().map(ToString::to_string).collect();
-    let redactor = Redactor::of(&settings, Some("HOME"), || Ok(sent))?;
+    let redactor = Redactor::of(&settings, Some("HOME"), &Kill::default(), || Ok(sent))?;
     let redacted = |text: &&str| Ok(redactor.redact(text, &[])?.query);
     texts.iter().map(redacted).collect()
 }
