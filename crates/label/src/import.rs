@@ -1,9 +1,10 @@
 //! Judgements made elsewhere, into the ledger.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
-use retort_data::collection::Collection;
+use retort_data::Error as DataError;
+use retort_data::collection::{Collection, Document, Query};
 use retort_data::jsonl;
 use retort_data::label_set::{Label, expected_grade, text_digest};
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::apart::Kill;
 use crate::job::{LabelSettings, Teacher};
-use crate::ledger::{Alias, Batch, Entry, Key, Ledger, Outcome, Record, now};
+use crate::ledger::{Alias, Batch, Entry, Key, Ledger, Outcome, Record, as_text, now};
 use crate::prompt::Kind;
 use crate::redact::Redactor;
 use crate::seal::{probabilities_of, scale_of};
@@ -42,8 +43,9 @@ fn whole() -> f64 {
 /// been asked for now; returns how many. What the ledger has an answer to already stays.
 ///
 /// # Errors
-/// A malformed line, a label outside the scale or one about other texts than the collection has
-/// (file and line); nothing is imported then.
+/// A malformed line, an unknown id, a label outside the scale, of too little mass, of a sample that
+/// the job does not ask for or about other texts than the collection has, two answers to one
+/// question (file and line); nothing is imported then.
 pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let teacher = Teacher::new(settings)?;
     if teacher.kind != Kind::Graded {
@@ -54,32 +56,42 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     let collection = Collection::read(&settings.collection)?;
     let expected = r#"{"query_id", "document_id", "probabilities"}"#;
     let rows = jsonl::read_numbered::<Imported>(file, expected)?;
-    let redactor = Redactor::new(settings, &Kill::default(), || {
-        let mut texts = BTreeSet::new();
-        for (_, row) in &rows {
-            texts.insert(collection.query(&row.query_id, file)?.text.clone());
-            texts.insert(collection.document(&row.document_id, file)?.full_text());
-        }
-        Ok(texts)
-    })?;
-    let mut entries = Vec::new();
-    for (line, row) in rows {
-        let refused = |problem: String| {
-            Error::Data(retort_data::Error::Row {
-                path: file.to_owned(),
-                line,
-                problem,
-            })
+    let mut subjects = Vec::with_capacity(rows.len());
+    for (line, row) in &rows {
+        let query = collection.query(&row.query_id, file);
+        let document = collection.document(&row.document_id, file);
+        let in_line = |error| match error {
+            DataError::File { path, problem } => refused(&path, *line, problem),
+            error => Error::Data(error),
         };
-        let query = collection.query(&row.query_id, file)?;
-        let document = collection.document(&row.document_id, file)?;
+        subjects.push((query.map_err(in_line)?, document.map_err(in_line)?));
+    }
+    let redactor = Redactor::new(settings, &Kill::default(), || {
+        let both =
+            |(query, document): &(&Query, &Document)| [query.text.clone(), document.full_text()];
+        Ok(subjects.iter().flat_map(both).collect())
+    })?;
+    let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
+    let mut answered: HashMap<_, (usize, Value)> = HashMap::new();
+    for ((line, row), (query, document)) in rows.into_iter().zip(subjects) {
+        let refused = |problem| refused(file, line, problem);
         let text = text_digest(query, document);
         if row.text.as_ref().is_some_and(|judged| *judged != text) {
             return Err(refused(
                 "was made on other texts than the collection has now".to_owned(),
             ));
         }
-        let ended = row.ended(&teacher, file).map_err(refused)?;
+        let ended = row.ended(&teacher, settings, file).map_err(refused)?;
+        let at = row.at().map_err(refused)?;
+        if let Ok(answer) = &ended {
+            let question = (query.id.clone(), document.id.clone(), row.sample);
+            let (first, before) = (answered.entry(question)).or_insert((line, answer.clone()));
+            if before != answer {
+                return Err(refused(format!(
+                    "is another answer to the question of line {first}: leave one of the two out"
+                )));
+            }
+        }
         let shown = redactor.redact(&query.text, &[document.full_text()])?;
         let documents = [&*shown.documents[0]];
         entries.push(Entry {
@@ -89,10 +101,18 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
             sample: row.sample,
             text,
             ended,
-            at: row.at.unwrap_or_else(now),
+            at,
         });
     }
     record(entries, &teacher, settings)
+}
+
+fn refused(path: &Path, line: usize, problem: String) -> Error {
+    Error::Data(DataError::Row {
+        path: path.to_owned(),
+        line,
+        problem,
+    })
 }
 
 impl Imported {
@@ -100,8 +120,17 @@ impl Imported {
     fn ended(
         &self,
         teacher: &Teacher,
+        settings: &LabelSettings,
         file: &Path,
     ) -> Result<Result<Value, (Outcome, String)>, String> {
+        let samples = settings.teacher.samples;
+        if self.sample >= samples {
+            return Err(format!(
+                "sample is {}, and [teacher] samples is {samples}: expected from 0 to {}",
+                self.sample,
+                samples - 1
+            ));
+        }
         if let Some(outcome) = self.outcome.filter(|outcome| *outcome != Outcome::Ok) {
             return Ok(Err((outcome, self.problem.clone().unwrap_or_default())));
         }
@@ -125,10 +154,32 @@ impl Imported {
             text: String::new(),
             at: String::new(),
         };
-        match label.problem(teacher.top_grade()) {
-            Some(problem) => Err(problem),
-            None => Ok(Ok(answer)),
+        if let Some(problem) = label.problem(teacher.top_grade()) {
+            return Err(problem);
         }
+        let least = settings.teacher.least_mass;
+        // Rounded log-probabilities may add up to a little more than all there is.
+        if !(0.0..=1.001).contains(&mass) {
+            return Err(format!("mass is {mass}, expected from 0 to 1"));
+        }
+        if mass < least {
+            return Err(format!(
+                "mass is {mass}, below the job's least_mass of {least}: the teacher was answering \
+                 something else; leave the line out, or lower [teacher] least_mass"
+            ));
+        }
+        Ok(Ok(answer))
+    }
+
+    /// When it was made, in the ledger's manner, for times are compared there as texts.
+    fn at(&self) -> Result<String, String> {
+        let Some(at) = &self.at else {
+            return Ok(now());
+        };
+        let parsed: jiff::Timestamp = at.parse().map_err(|_| {
+            format!("at is {at:?}, expected a time as in 2026-11-21T08:30:00Z (RFC 3339)")
+        })?;
+        Ok(as_text(parsed))
     }
 }
 

@@ -221,9 +221,12 @@ impl Ledger {
 
 /// The time now, RFC 3339 in UTC.
 pub(crate) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    as_text(jiff::Timestamp::now())
+}
+
+/// A time as the ledger has it: texts of one form are in the order of time.
+pub(crate) fn as_text(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn find(db: &Connection, path: &Path, key: &Key) -> Result<Option<Found>> {
