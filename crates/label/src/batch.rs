@@ -186,17 +186,11 @@ impl Job<'_> {
         let mut looked = Looked::default();
         let mut stop = None;
         for batch in self.open()? {
-            if batch.endpoint != self.remote.name() {
-                return Err(Error::Setting(format!(
-                    "[teacher] endpoints: a batch is out at {}: take it in there first",
-                    batch.endpoint
-                )));
-            }
             match self.look_at(&batch, &mut looked).await {
                 Ok(problem) => stop = stop.or(problem),
                 // It stays out.
                 Err(Error::Gone { problem }) => tracing::warn!("batch {}: {problem}", batch.name),
-                Err(error) => return Err(error),
+                Err(error) => stop = stop.or(Some(error)),
             }
         }
         // All that has ended is taken in before the job stops.
@@ -208,6 +202,12 @@ impl Job<'_> {
 
     /// Takes a batch in if it has ended; returns why the job should stop, if it should.
     async fn look_at(&mut self, batch: &OpenBatch, looked: &mut Looked) -> Result<Option<Error>> {
+        if batch.endpoint != self.remote.name() {
+            return Err(Error::Setting(format!(
+                "[teacher] endpoints: a batch is out at {}: take it in there first",
+                batch.endpoint
+            )));
+        }
         let remote = match &batch.remote {
             Some(remote) => remote.clone(),
             None => match self.search(batch).await? {

@@ -141,7 +141,10 @@ impl<'a> Remote<'a> {
         match self {
             Self::OpenAi(openai) => openai.upload(batch, lines).await,
             Self::Anthropic(_) => Ok(super::anthropic::body(lines)),
-            Self::Files(_) => Ok(super::openai::body(lines)),
+            Self::Files(files) => {
+                files.prepare().map_err(Problem::Fatal)?;
+                Ok(super::openai::body(lines))
+            }
         }
     }
 
@@ -159,7 +162,7 @@ impl<'a> Remote<'a> {
         match self {
             Self::OpenAi(openai) => openai.find(sought).await,
             Self::Anthropic(anthropic) => anthropic.find(sought).await,
-            Self::Files(files) => Ok(files.find(sought.batch)),
+            Self::Files(files) => files.find(sought.batch),
         }
     }
 
