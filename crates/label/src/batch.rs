@@ -64,6 +64,8 @@ impl Default for BatchSettings {
 
 /// The most bytes in one batch: below what OpenAI (200 MB) and Anthropic (256 MB) take.
 const MOST_BYTES: usize = 150 << 20;
+/// How long a batch that the teacher does not find may be found again.
+const SECONDS_TO_BE_FOUND: i64 = 24 * 3600;
 
 /// Runs a labelling job through the teacher's batch interface, as far as it goes now: with `wait`
 /// until all has come back, else until there is nothing to do but to wait. `again` and `stop` are
@@ -223,15 +225,36 @@ impl Job<'_> {
                 Search::Unclear => return Ok(None),
             },
         };
-        let Some(ended) = self.remote.ended(batch, &remote).await? else {
+        let Some(mut ended) = self.remote.ended(batch, &remote).await? else {
+            if batch.missing_at.is_some() {
+                self.ledger.batch_missing(batch.id, None)?;
+            }
             return Ok(None);
         };
-        let lines = self.remote.results(&ended).await?;
+        let lines = self.remote.results(&mut ended).await?;
+        if ended.is_missing && !self.is_lost(batch)? {
+            return Ok(None);
+        }
         let taken = self.take_in(batch, &remote, ended, lines)?;
         looked.settled += 1;
         looked.came_back += 1;
         looked.answers += taken.answers;
         Ok(taken.stop)
+    }
+
+    /// Whether a batch has not been found for so long that it never will be. Until then it stays
+    /// out: who asks with another key, say, does not find it either.
+    fn is_lost(&mut self, batch: &OpenBatch) -> Result<bool> {
+        let now = now();
+        if let Some(since) = &batch.missing_at {
+            return Ok(remote::seconds(&now) - remote::seconds(since) >= SECONDS_TO_BE_FOUND);
+        }
+        self.ledger.batch_missing(batch.id, Some(&now))?;
+        tracing::warn!(
+            "batch {}: if it is not found for a day, it counts as lost and is asked again",
+            batch.name
+        );
+        Ok(false)
     }
 
     /// What became of a batch whose arrival nobody confirmed.

@@ -1,4 +1,4 @@
-//! Batches when something dies on the way: us, the connection, or what the teacher kept for us.
+//! Batches when something dies on the way: us, or the connection.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 #![allow(clippy::disallowed_methods, reason = "a test's panic names the line")]
@@ -134,24 +134,4 @@ async fn a_download_that_fails_is_tried_again_now_or_later() {
         run(&settings).await.unwrap();
         assert_eq!(server.asked(), asked_again(|_| false));
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn replies_that_the_teacher_keeps_no_longer_are_booked_and_asked_for_again() {
-    let server = BatchServer::start(|_, requests| all_answered(requests));
-    let (job, settings) = job(&server, "[teacher.price]\ninput = 3.0\noutput = 15.0\n");
-    run(&settings).await.unwrap_err();
-    server.end();
-    server.break_next(Fault::Expired);
-    let error = run(&settings).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Unlabelled { passing: true, .. }),
-        "{error}"
-    );
-    let most = plan(&settings, false).unwrap().most_micros;
-    let spent = || Reader::open(&job.ledger()).unwrap().spent().unwrap().micros;
-    assert_eq!(spent(), most);
-    run_until_done(&settings).await.unwrap();
-    assert!(spent() > most);
-    assert_eq!(server.asked(), asked_again(|_| true));
 }

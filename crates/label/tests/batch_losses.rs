@@ -8,10 +8,14 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::batches::{BatchServer, End, PAIRS, answered, assert_pending, run};
+use common::batches::{
+    ANTHROPIC, BatchServer, End, PAIRS, all_answered, answered, asked_again, assert_pending, job,
+    lines, of_messages, run, run_until_done,
+};
 use common::{Job, rows};
 use retort_label::ledger::Reader;
 use retort_label::{Error, LabelSettings};
+use serde_json::json;
 
 /// What `vllm run-batch` makes of all inputs in a folder.
 fn run_batches(folder: &Path) {
@@ -82,4 +86,102 @@ async fn a_file_that_is_away_holds_up_no_other_and_is_given_up_by_an_empty_outpu
         "{error}"
     );
     assert_pending(&run(&settings).await, 20);
+}
+
+/// Makes a day of the time that batches were not found for.
+fn let_a_day_pass(ledger: &Path) {
+    let db = rusqlite::Connection::open(ledger).unwrap();
+    let sql = "UPDATE batch SET missing_at = '2026-01-01T00:00:00Z' WHERE missing_at IS NOT NULL";
+    assert_eq!(db.execute(sql, []).unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_not_found_holds_up_no_other_and_is_lost_after_a_day() {
+    for (dialect, path) in [
+        ("", "batches/batch_0"),
+        (ANTHROPIC, "messages/batches/batch_0"),
+    ] {
+        let of_chat = dialect.is_empty();
+        let server = BatchServer::start(move |_, requests| match of_chat {
+            true => all_answered(requests),
+            false => of_messages(1, requests),
+        });
+        let priced = "[teacher.price]\ninput = 3.0\noutput = 15.0\n";
+        let more = format!("{dialect}{priced}[teacher.batch]\nrequests = 8\n");
+        let (job, settings) = job(&server, &more);
+        assert_pending(&run(&settings).await, PAIRS);
+        // It is found again in time.
+        server.lose(&[path]);
+        assert_pending(&run(&settings).await, PAIRS);
+        let_a_day_pass(&job.ledger());
+        server.lose(&[]);
+        assert_pending(&run(&settings).await, PAIRS);
+
+        server.lose(&[path]);
+        server.end();
+        assert_pending(&run(&settings).await, 8);
+        assert_eq!(rows(&job.ledger()).len(), PAIRS - 8);
+        assert_pending(&run(&settings).await, 8);
+        let spent = || Reader::open(&job.ledger()).unwrap().spent().unwrap().micros;
+        let most = || {
+            let db = rusqlite::Connection::open(job.ledger()).unwrap();
+            let sql = "SELECT sum(most_micros) FROM batch WHERE ended_at IS NULL";
+            db.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap()
+        };
+        let at_worst = spent() + most();
+        let_a_day_pass(&job.ledger());
+        let error = run(&settings).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Unlabelled { passing: true, .. }),
+            "{error}"
+        );
+        assert_eq!(spent(), at_worst);
+        run_until_done(&settings).await.unwrap();
+        let answers = rows(&job.ledger());
+        assert!(answers.iter().all(|(_, outcome)| outcome == "ok"));
+        assert_eq!(server.asked(), asked_again(|document| document < 8));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_are_not_found_are_waited_for_a_day_then_booked_and_asked_for_again() {
+    for lost in [false, true] {
+        let server = BatchServer::start(|_, requests| End {
+            status: "expired",
+            output: lines(&requests[..30], |_, one| answered(one)),
+            errors: lines(&requests[30..], |_, one| {
+                let error = json!({"code": "batch_expired"});
+                json!({"custom_id": one["custom_id"], "error": error}).to_string()
+            }),
+        });
+        let (job, settings) = job(&server, "[teacher.price]\ninput = 3.0\noutput = 15.0\n");
+        run(&settings).await.unwrap_err();
+        let worst = |condition: &str| {
+            let db = rusqlite::Connection::open(job.ledger()).unwrap();
+            let sum = "sum(3 * input_tokens + 15 * output_tokens)";
+            let sql = format!("SELECT {sum} FROM batch_question WHERE {condition}");
+            db.query_row(&sql, [], |row| row.get::<_, u64>(0)).unwrap()
+        };
+        let of_first = worst("CAST(substr(document_ids, 4) AS INTEGER) < 30");
+        assert!(of_first < worst("true"));
+        server.end();
+        server.lose(&["files/output-0/content"]);
+        assert_pending(&run(&settings).await, PAIRS);
+        assert_eq!(rows(&job.ledger()), []);
+        if lost {
+            let_a_day_pass(&job.ledger());
+        } else {
+            server.lose(&[]);
+        }
+        let error = run(&settings).await.unwrap_err();
+        let failed = if lost { PAIRS } else { PAIRS - 30 };
+        assert!(
+            matches!(error, Error::Unlabelled { passing: true, failed: of, .. } if of == failed),
+            "{error}"
+        );
+        // What was not run costs nothing, be the replies lost or not.
+        let spent = Reader::open(&job.ledger()).unwrap().spent().unwrap().micros;
+        let expected = if lost { of_first } else { 30 * (3 * 40 + 15) };
+        assert_eq!(spent, expected);
+    }
 }

@@ -46,7 +46,10 @@ impl AnthropicBatches<'_> {
                     search = Search::Unclear;
                     continue;
                 }
-                let lines = self.caller.download(&results(&remote)).await?;
+                let Some(lines) = self.caller.download(&results(&remote)).await? else {
+                    search = Search::Unclear;
+                    continue;
+                };
                 let is_ours = |line: Line| sought.questions.contains_key(&line.custom_id);
                 if lines.lines().find_map(read).is_some_and(is_ours) {
                     return Ok(Search::Found(remote));
@@ -61,12 +64,15 @@ impl AnthropicBatches<'_> {
     }
 
     pub(crate) async fn ended(&self, remote: &str) -> Result<Option<Ended>> {
-        let batch = self.caller.get(&format!("{PATH}/{remote}")).await?;
+        let Some(batch) = self.caller.find(&format!("{PATH}/{remote}")).await? else {
+            return Ok(Some(Ended::missing()));
+        };
         Ok((batch["processing_status"] == "ended").then(|| Ended {
             how: "ended".to_owned(),
             refused: None,
             // The reply has an address of them, too; but no address in data is followed.
             files: vec![results(remote)],
+            is_missing: false,
         }))
     }
 
@@ -79,12 +85,13 @@ fn results(remote: &str) -> String {
     format!("{PATH}/{remote}/results")
 }
 
-/// Whether a batch may have so many requests: the counts may not be there until it has ended.
+/// Whether a batch may have so many requests: the counts may not be there until it has ended. The
+/// results of one that is archived are gone.
 fn may_have(batch: &Value, requests: usize) -> bool {
     let counts = batch["request_counts"].as_object();
     let counts = counts.into_iter().flatten();
     let total: u64 = counts.filter_map(|(_, count)| count.as_u64()).sum();
-    total == 0 || total == requests as u64
+    batch["archived_at"].is_null() && (total == 0 || total == requests as u64)
 }
 
 /// A request of a batch.

@@ -70,8 +70,10 @@ impl OpenAiBatches<'_> {
     }
 
     pub(crate) async fn ended(&self, remote: &str) -> Result<Option<Ended>> {
-        let batch = self.caller.get(&format!("batches/{remote}")).await?;
-        Ok(ended(&batch, seconds(&now())))
+        Ok(match self.caller.find(&format!("batches/{remote}")).await? {
+            Some(batch) => ended(&batch, seconds(&now())),
+            None => Some(Ended::missing()),
+        })
     }
 
     fn id(&self, value: &Value) -> Result<String> {
@@ -102,6 +104,7 @@ fn ended(batch: &Value, now: i64) -> Option<Ended> {
         how: how.to_owned(),
         refused,
         files: output.into_iter().chain(file("error_file_id")).collect(),
+        is_missing: false,
     })
 }
 

@@ -150,7 +150,7 @@ impl Job<'_> {
         let (told, request_id) = match line {
             Some(line) => (line.told, line.request_id),
             None => (
-                Told::Lost("it came back without this question".into()),
+                Told::Lost("nothing came back on this question".into()),
                 None,
             ),
         };

@@ -30,6 +30,20 @@ pub(crate) struct Ended {
     pub(crate) refused: Option<String>,
     /// The files that its lines are in.
     pub(crate) files: Vec<String>,
+    /// It was not found, or a file of it; it may be yet.
+    pub(crate) is_missing: bool,
+}
+
+impl Ended {
+    /// A batch that is not found.
+    pub(crate) fn missing() -> Self {
+        Self {
+            how: "lost".to_owned(),
+            refused: None,
+            files: Vec::new(),
+            is_missing: true,
+        }
+    }
 }
 
 /// One line of what came back.
@@ -175,15 +189,17 @@ impl<'a> Remote<'a> {
         }
     }
 
-    /// All lines of a batch that has ended.
-    pub(crate) async fn results(&self, ended: &Ended) -> Result<Vec<String>> {
+    /// All lines of a batch that has ended, of those files that are found.
+    pub(crate) async fn results(&self, ended: &mut Ended) -> Result<Vec<String>> {
         let mut lines = Vec::new();
         for file in &ended.files {
             let text = match self {
                 Self::OpenAi(OpenAiBatches { caller, .. })
                 | Self::Anthropic(AnthropicBatches { caller }) => caller.download(file).await?,
-                Self::Files(files) => files.take(file)?,
+                Self::Files(files) => Some(files.take(file)?),
             };
+            ended.is_missing |= text.is_none();
+            let text = text.unwrap_or_default();
             let text = text.lines().filter(|line| !line.trim().is_empty());
             lines.extend(text.map(str::to_owned));
         }
@@ -213,17 +229,27 @@ impl Caller<'_> {
         json.map_err(|problem| error(self.replica.name(), problem))
     }
 
-    /// A file, whole; nothing where it is not there any more.
-    pub(crate) async fn download(&self, path: &str) -> Result<String> {
+    /// What a path holds that was there before, as JSON; nothing where it is not found.
+    pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>> {
+        let reply = self.ask(async || self.replica.get(path).await).await;
+        let found = reply.and_then(|reply| self.found(path, reply));
+        let json = found.and_then(|body| body.as_deref().map(json).transpose());
+        json.map_err(|problem| error(self.replica.name(), problem))
+    }
+
+    /// A file, whole; nothing where it is not found.
+    pub(crate) async fn download(&self, path: &str) -> Result<Option<String>> {
         let reply = self.ask(async || self.replica.download(path).await).await;
-        let text = reply.and_then(|reply| {
-            if reply.status == 404 {
-                tracing::warn!("{path} is not there any more");
-                return Ok(String::new());
-            }
-            self.accepted(reply)
-        });
+        let text = reply.and_then(|reply| self.found(path, reply));
         text.map_err(|problem| error(self.replica.name(), problem))
+    }
+
+    fn found(&self, path: &str, reply: Reply) -> Result<Option<String>, Problem> {
+        if matches!(reply.status, 404 | 410) {
+            tracing::warn!("{path} is not found ({})", reply.status);
+            return Ok(None);
+        }
+        self.accepted(reply).map(Some)
     }
 
     /// Posts, and again where that fails and passes: for what may be there twice.

@@ -30,6 +30,8 @@ pub struct OpenBatch {
     pub left_at: Option<String>,
     /// The teacher's name for it; none where it is not known to have arrived.
     pub remote: Option<String>,
+    /// Since when the teacher has not found it, or a file of its replies.
+    pub missing_at: Option<String>,
 }
 
 /// A question in a batch.
@@ -102,6 +104,15 @@ impl Ledger {
         self.run_sql(|db| {
             let sql = "UPDATE batch SET remote = ?2 WHERE id = ?1";
             db.execute(sql, params![batch, remote])
+        })?;
+        Ok(())
+    }
+
+    /// Writes down since when a batch is not found, or that it was found again.
+    pub(crate) fn batch_missing(&mut self, batch: i64, at: Option<&str>) -> Result<()> {
+        self.run_sql(|db| {
+            let sql = "UPDATE batch SET missing_at = ?2 WHERE id = ?1";
+            db.execute(sql, params![batch, at])
         })?;
         Ok(())
     }
@@ -225,7 +236,7 @@ impl Reader {
 
 pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
     let mut select = db.prepare(
-        "SELECT id, name, recipe, endpoint, began_at, left_at, remote, \
+        "SELECT id, name, recipe, endpoint, began_at, left_at, remote, missing_at, \
          (SELECT count(*) FROM batch_question AS q WHERE q.batch = b.id) \
          FROM batch AS b WHERE ended_at IS NULL ORDER BY id",
     )?;
@@ -238,7 +249,8 @@ pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> 
             began_at: row.get(4)?,
             left_at: row.get(5)?,
             remote: row.get(6)?,
-            questions: row.get(7)?,
+            missing_at: row.get(7)?,
+            questions: row.get(8)?,
         })
     })?;
     batches.collect()

@@ -147,8 +147,6 @@ pub(crate) enum Fault {
     BreakAfterCreation,
     /// The download of a file answers with 502.
     Download,
-    /// The download of a file answers with 404.
-    Expired,
 }
 
 type Script = dyn Fn(usize, &[Value]) -> End + Send + Sync;
@@ -171,6 +169,8 @@ struct State {
     ended: bool,
     /// What goes wrong next, once.
     fault: Fault,
+    /// Paths that nothing is found at.
+    lost: Vec<String>,
 }
 
 struct Made {
@@ -191,6 +191,7 @@ impl BatchServer {
                 batches: Vec::new(),
                 ended: false,
                 fault: Fault::None,
+                lost: Vec::new(),
             }),
         });
         let serving = Arc::clone(&shared);
@@ -212,6 +213,12 @@ impl BatchServer {
     /// The next request of its kind goes wrong.
     pub(crate) fn break_next(&self, fault: Fault) {
         self.shared.state.lock().unwrap().fault = fault;
+    }
+
+    /// Nothing is found at these paths until they are others.
+    pub(crate) fn lose(&self, paths: &[&str]) {
+        let paths = paths.iter().map(|&path| path.to_owned());
+        self.shared.state.lock().unwrap().lost = paths.collect();
     }
 
     /// Waits until the fault was met.
@@ -274,7 +281,7 @@ impl Shared {
                 "batches" | "messages/batches",
                 Fault::BreakBeforeCreation | Fault::AfterCreation | Fault::BreakAfterCreation,
             ) => true,
-            ("GET", path, Fault::Download | Fault::Expired) => path.ends_with("/content"),
+            ("GET", path, Fault::Download) => path.ends_with("/content"),
             _ => false,
         };
         let fault = if met {
@@ -284,8 +291,8 @@ impl Shared {
         };
         let (status, reply) = match fault {
             Fault::Download => (502, "<html>".to_owned()),
-            Fault::Expired => (404, "{}".to_owned()),
             Fault::BreakBeforeCreation => (0, String::new()),
+            _ if state.lost.iter().any(|lost| lost == path) => (404, "{}".to_owned()),
             _ => match (method, path.split('/').collect::<Vec<_>>().as_slice()) {
                 ("POST", ["files"]) => (200, state.take_file(&body)),
                 ("POST", ["batches"]) => (200, state.make(&serde_json::from_slice(&body).unwrap())),
@@ -311,7 +318,7 @@ impl Shared {
                 let _ = stream.shutdown(Shutdown::Both);
                 return None;
             }
-            Fault::None | Fault::Download | Fault::Expired => {}
+            Fault::None | Fault::Download => {}
         }
         let length = reply.len();
         let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {length}\r\n\r\n");
