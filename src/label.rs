@@ -166,13 +166,18 @@ fn in_words(collected: &Collected) -> String {
         given_up,
         pending: _,
         ended,
+        bought_twice,
         spent,
     } = collected;
     let asked: usize = ended.values().sum();
     let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
+    let twice = match bought_twice {
+        0 => String::new(),
+        count => format!(" ({count} were answered by then: paid for, and not kept)"),
+    };
     format!(
         "{questions} questions, {known} answered before, {given_up} given up before, {asked} asked \
-         now; the ledger came to {tokens} tokens and {money:.2}"
+         now{twice}; the ledger came to {tokens} tokens and {money:.2}"
     )
 }
 

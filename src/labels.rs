@@ -207,14 +207,22 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             let Merged {
                 judgements,
                 requests,
+                bought_twice,
                 spent,
             } = &merged;
+            let twice = match bought_twice {
+                0 => String::new(),
+                count => format!(
+                    "; {count} questions that are answered now are out in batches as well: what \
+                     comes back of them is paid for, and not kept"
+                ),
+            };
             let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
             progress::summary(
                 as_json,
                 &format!(
                     "{}: {judgements} new judgements, {requests} new requests; it came to {tokens} \
-                     tokens and {money:.2}",
+                     tokens and {money:.2}{twice}",
                     into.display()
                 ),
                 &json!({"ledger": into, "merged": merged}),

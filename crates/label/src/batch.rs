@@ -105,10 +105,13 @@ pub async fn collect_in_batches(
         next: 0,
         in_vain: false,
         ended: BTreeMap::new(),
+        bought_twice: 0,
     };
     job.choose(again)?;
     let before = job.questions.before(job.ledger.spent()?);
-    let total = job.questions.asked.len() + before.pending;
+    let out = job.open()?;
+    let out: usize = out.iter().map(|batch| batch.questions).sum();
+    let total = job.questions.asked.len() + out;
     let done = tokio::select! {
         done = job.run(wait, total, &mut report) => done,
         // Wherever it is: nothing that was sent is lost, for it was on record before.
@@ -132,6 +135,8 @@ struct Job<'a> {
     /// How questions ended in this run, by the id that their lines bear; and why, if without an
     /// answer.
     ended: BTreeMap<String, (Outcome, Option<String>)>,
+    /// Answers to questions that had one.
+    bought_twice: usize,
 }
 
 /// What a look at the batches that are out brought.
@@ -285,7 +290,8 @@ impl Job<'_> {
         let unsent = self.questions.asked.split_off(self.next);
         let (ledger, whole) = (&self.ledger, &self.whole);
         let find = |key: &_| whole.or_known(key, ledger.find(key)?);
-        let aliases = self.questions.choose(again, &ledger.in_batches()?, find)?;
+        let out = whole.or_out(ledger.in_batches()?)?;
+        let aliases = self.questions.choose(again, &out, find)?;
         self.ledger.add_aliases(&aliases)?;
         let asked = &mut self.questions.asked;
         let chosen: HashSet<usize> = asked.iter().copied().collect();
@@ -427,7 +433,9 @@ impl Job<'_> {
             done => done?,
         }
         let mut collected = Collected {
-            pending: 0,
+            // Those that the whole of which this is a part has out.
+            pending: self.questions.pending,
+            bought_twice: self.bought_twice,
             spent,
             ..before
         };

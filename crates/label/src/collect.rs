@@ -55,6 +55,8 @@ pub struct Collected {
     pub pending: usize,
     /// Questions asked now, by how they ended.
     pub ended: BTreeMap<Outcome, usize>,
+    /// Answers that batches brought to questions which had one by then: paid for, and not kept.
+    pub bought_twice: usize,
     /// What the ledger came to, all its runs together.
     pub spent: Spent,
 }
@@ -251,7 +253,8 @@ impl Started {
         let recipe = ledger.recipe(&teacher.recipe_digest, &teacher.recipe)?;
         let whole = Whole::of(settings)?;
         let find = |key: &Key| whole.or_known(key, ledger.find(key)?);
-        let aliases = questions.choose(again, &ledger.in_batches()?, find)?;
+        let out = whole.or_out(ledger.in_batches()?)?;
+        let aliases = questions.choose(again, &out, find)?;
         ledger.add_aliases(&aliases)?;
         let collected = questions.before(ledger.spent()?);
         // Batches that are out count at their worst.

@@ -20,6 +20,9 @@ pub struct Merged {
     pub judgements: u64,
     /// Requests that were not on record there.
     pub requests: u64,
+    /// Questions with an answer that are out in batches there: bought twice, for what comes back is
+    /// not kept.
+    pub bought_twice: u64,
     /// What the ledger came to, all its runs together.
     pub spent: Spent,
 }
@@ -62,6 +65,7 @@ pub fn merge(sources: &[PathBuf], into: &Path) -> Result<Merged> {
     Ok(Merged {
         judgements,
         requests: spent.requests - before.requests,
+        bought_twice: answered_and_out(&db).map_err(failed)?,
         spent,
     })
 }
@@ -114,6 +118,12 @@ fn take_in(db: &mut Connection, source: &Path, into: &Path) -> Result<u64> {
     })();
     let detached = db.execute("DETACH theirs", []).map_err(failed);
     taken.and_then(|taken| detached.map(|_| taken))
+}
+
+/// How many questions have an answer and are out in batches.
+fn answered_and_out(db: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT count(*) FROM judgement JOIN batch_question USING (key) WHERE outcome = 'ok'";
+    db.query_row(sql, [], |row| row.get(0))
 }
 
 /// The first question that has another answer there than here, and how many have.

@@ -176,6 +176,7 @@ impl Questions {
             given_up: self.given_up,
             pending: self.pending,
             ended: BTreeMap::new(),
+            bought_twice: 0,
             spent,
         }
     }

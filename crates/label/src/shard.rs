@@ -122,7 +122,8 @@ impl Part {
 }
 
 /// The ledger that the parts of a job are merged into, if this is a part and the ledger is there:
-/// what it has an answer to is not asked again, in how many parts the job may go on.
+/// what it has an answer to or has out in batches is not asked again, in how many parts the job may
+/// go on.
 pub(crate) struct Whole(Option<Reader>);
 
 impl Whole {
@@ -148,6 +149,15 @@ impl Whole {
             }
             _ => Ok(own),
         }
+    }
+
+    /// What is out in batches, where the part's own ledger has `own` out: a question is in one
+    /// batch at a time, whichever of the two sent it.
+    pub(crate) fn or_out(&self, mut own: HashSet<Key>) -> Result<HashSet<Key>> {
+        if let Some(whole) = &self.0 {
+            own.extend(whole.in_batches()?);
+        }
+        Ok(own)
     }
 }
 

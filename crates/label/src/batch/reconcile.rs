@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Job;
 use super::remote::{Ended, Line, Told};
 use crate::dialect::{Problem, Texts, refusal};
-use crate::ledger::{Attempt, Batch, Entry, OpenBatch, Outcome, Posed, Record, now};
+use crate::ledger::{Attempt, Batch, Entry, Found, OpenBatch, Outcome, Posed, Record, now};
 use crate::money::Usage;
 use crate::redact::Counts;
 use crate::{Error, Result};
@@ -70,6 +70,7 @@ impl Job<'_> {
         let mut model = self.ledger.last_model(self.recipe)?;
         let mut records = Vec::new();
         let mut ends = Vec::new();
+        let mut bought_twice = 0;
         for (custom_id, posed, one) in settled {
             factor = factor.max(self.factor(posed, &one.attempt.usage));
             records.push(Record::Attempt(one.attempt));
@@ -89,11 +90,17 @@ impl Job<'_> {
                 taken.stop = taken.stop.or(changed.err());
                 model = Some(now.clone());
             }
+            taken.answers += usize::from(ended.is_ok());
+            let is_answer = |found: Found| found.outcome == Outcome::Ok;
+            if self.ledger.find(&posed.key)?.is_some_and(is_answer) {
+                // It came another way in the meantime, from a merge say, and stands.
+                bought_twice += usize::from(ended.is_ok());
+                continue;
+            }
             let end = match &ended {
                 Ok(_) => (Outcome::Ok, None),
                 Err((outcome, problem)) => (*outcome, Some(problem.clone())),
             };
-            taken.answers += usize::from(ended.is_ok());
             ends.push((custom_id.clone(), end));
             records.push(Record::Batch(Batch {
                 recipe: self.recipe,
@@ -112,6 +119,13 @@ impl Job<'_> {
         self.ledger
             .end_batch(batch.id, &ended.how, factor, &records, &strays)?;
         self.ended.extend(ends);
+        if bought_twice > 0 {
+            tracing::warn!(
+                "batch {remote}: {bought_twice} of its answers are to questions that had one by \
+                 then: paid for, and not kept"
+            );
+            self.bought_twice += bought_twice;
+        }
         Ok(taken)
     }
 

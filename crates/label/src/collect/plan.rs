@@ -75,10 +75,10 @@ pub(crate) fn plan_of(
         None
     };
     let whole = Whole::of(settings)?;
-    let out = match &ledger {
+    let out = whole.or_out(match &ledger {
         Some(ledger) => ledger.in_batches()?,
         None => HashSet::new(),
-    };
+    })?;
     questions.choose(again, &out, |key| match &ledger {
         Some(ledger) => whole.or_known(key, ledger.find(key)?),
         None => whole.or_known(key, None),
