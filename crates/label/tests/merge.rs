@@ -8,6 +8,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Job, Server, dump, graded};
+use retort_data::collection::Collection;
+use retort_data::label_set;
 use retort_label::ledger::{
     Alias, Attempt, Batch, Entry, Key, Ledger, Outcome, Reader, Record, Spent,
 };
@@ -128,6 +130,44 @@ async fn questions_that_redaction_makes_alike_fall_to_one_shard() {
         assert_eq!(server.count(), 39 * (place + 1), "in {of} shards");
         let merged = merge(&ledgers, &job.path(&format!("{of}.sqlite"))).unwrap();
         assert_eq!(merged.judgements, 39);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_of_what_redaction_hides_is_merged_too() {
+    let job = Job::new(40);
+    let edit = |from: &str, to: &str| {
+        let corpus = std::fs::read_to_string(job.path("corpus.jsonl")).unwrap();
+        assert!(corpus.contains(from));
+        std::fs::write(job.path("corpus.jsonl"), corpus.replace(from, to)).unwrap();
+    };
+    // The same question about two documents: one is judged, the other an alias.
+    edit("document 4 of", "document 4 by a@x.org of");
+    edit("document 5 of", "document 4 by b@x.org of");
+    let server = Server::start(|seen| graded(seen.document));
+    let settings = job.settings(&server, "[redaction]\nkinds = ['email']\n");
+    // Asked by two parts, labelled again by them, and then by three that know of it from the whole.
+    for (of, from, to) in [(2, ".org", ".net"), (2, ".net", ".com"), (3, ".com", ".edu")] {
+        let mut ledgers = Vec::new();
+        for index in 0..of {
+            let shard = format!("{index}/{of}").parse().unwrap();
+            let of_shard = settings.clone().for_shard(shard);
+            run(&of_shard).await;
+            ledgers.push(of_shard.ledger);
+        }
+        merge(&ledgers, &job.ledger()).unwrap();
+        let before = dump(&job.ledger());
+        merge(&ledgers, &job.ledger()).unwrap();
+        assert!(before == dump(&job.ledger()), "merging again changed it");
+        let set = job.path(&format!("labelled-at{from}"));
+        seal(&job.ledger(), None, None, &set).unwrap();
+        let set = label_set::read(&set).unwrap();
+        assert_eq!((set.labels.len(), server.count()), (40, 39));
+        let collection = Collection::read(job.folder.path()).unwrap();
+        for label in &set.labels {
+            label_set::subject(label, &collection, &job.ledger()).unwrap();
+        }
+        edit(from, to);
     }
 }
 

@@ -1,7 +1,7 @@
 -- Takes the ledger attached as `theirs` into `main`. Numbers of rows differ from ledger to ledger:
 -- rows are the same by what identifies them, and the tables named _of say which number theirs has
--- here. What is here already stays, so that taking in a ledger again changes nothing. `taken` is
--- left behind: what it brought.
+-- here. What is here already stays, but for texts, so that taking in a ledger again changes nothing.
+-- `taken` is left behind: what it brought.
 
 DROP TABLE IF EXISTS temp.recipe_of;
 DROP TABLE IF EXISTS temp.epoch_of;
@@ -70,11 +70,21 @@ INSERT INTO main.judgement (key, recipe, epoch, query_id, document_ids, sample, 
     answer = excluded.answer, problem = excluded.problem, reply = excluded.reply,
     request_id = excluded.request_id, at = excluded.at;
 
--- Their pairs with texts that are judged here under another pair.
-INSERT OR IGNORE INTO main.alias (key, query_id, document_ids, text)
+-- Their pairs with texts that are judged here. Where an edit of what redaction hides left a pair's
+-- key as it was, its text is theirs: the parts of a job are labelled again, and then merged again.
+-- Of a pair that they have both as judged and as an alias, a reader takes the judgement.
+UPDATE main.judgement AS m SET text = t.text FROM theirs.alias AS t
+  WHERE m.key = t.key AND m.query_id = t.query_id AND m.document_ids = t.document_ids
+  AND m.text <> t.text;
+UPDATE main.judgement AS m SET text = t.text FROM theirs.judgement AS t
+  WHERE m.key = t.key AND m.query_id = t.query_id AND m.document_ids = t.document_ids
+  AND m.text <> t.text;
+INSERT INTO main.alias (key, query_id, document_ids, text)
   SELECT t.key, t.query_id, t.document_ids, t.text
   FROM (
-    SELECT key, query_id, document_ids, text FROM theirs.alias
-    UNION SELECT key, query_id, document_ids, text FROM theirs.judgement) AS t
+    SELECT key, query_id, document_ids, text, 0 AS is_judged FROM theirs.alias
+    UNION ALL SELECT key, query_id, document_ids, text, 1 FROM theirs.judgement) AS t
   LEFT JOIN main.judgement AS m USING (key)
-  WHERE m.query_id IS NOT t.query_id OR m.document_ids IS NOT t.document_ids;
+  WHERE m.query_id IS NOT t.query_id OR m.document_ids IS NOT t.document_ids
+  ORDER BY t.is_judged
+  ON CONFLICT DO UPDATE SET text = excluded.text WHERE text <> excluded.text;
