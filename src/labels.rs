@@ -384,7 +384,7 @@ fn describe_sent(to: &SentTo) -> String {
         redacted,
     } = to;
     if host.is_empty() {
-        return format!("in flight when runs were killed: up to {tokens} tokens");
+        return format!("in flight when runs were killed or stopped: up to {tokens} tokens");
     }
     let replaced = match label::redactions(redacted) {
         none if none.is_empty() => "nothing".to_owned(),

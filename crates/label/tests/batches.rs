@@ -472,6 +472,9 @@ async fn files_for_run_batch_are_written_and_their_outputs_read() {
     run_batch(&again[0], PAIRS);
     run(&settings).await.unwrap();
     assert_eq!(files(&folder, ".input.jsonl"), Vec::<PathBuf>::new());
+    let ledger = Reader::open(&job.ledger()).unwrap();
+    assert!(ledger.spent().unwrap().tokens > 0);
+    assert_eq!(ledger.sent().unwrap(), [], "nothing left the machine");
     assert!(
         rows(&job.ledger())
             .iter()

@@ -65,7 +65,7 @@ fn book_killed_runs(db: &Connection) -> rusqlite::Result<()> {
     db.execute(
         "INSERT OR IGNORE INTO attempt (run, number, at, endpoint, problem, latency_ms, \
          sent_bytes, input_tokens, cached_tokens, output_tokens, micros, estimated) \
-         SELECT id, 0, ?1, '', 'the run was killed: what it had in flight, at its worst', 0, 0, \
+         SELECT id, 0, ?1, '', 'the run was killed or stopped: what it had in flight, at its worst', 0, 0, \
          at_risk_tokens, 0, 0, at_risk_micros, 1 \
          FROM run WHERE ended_at IS NULL AND (at_risk_micros > 0 OR at_risk_tokens > 0)",
         [now()],

@@ -11,7 +11,8 @@ use crate::replica::host;
 /// What was sent to a host, in all runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SentTo {
-    /// Its name or address, and its port; empty of what killed runs had in flight.
+    /// Its name or address, and its port; empty of what runs had in flight when they were killed, or
+    /// stopped and not waited for.
     pub host: String,
     /// Requests.
     pub requests: u64,
@@ -24,8 +25,8 @@ pub struct SentTo {
 }
 
 impl Reader {
-    /// What left the machine, by host: counts and no contents. What a killed run had in flight is
-    /// there at its worst.
+    /// What left the machine, by host: counts and no contents. What a run that was killed had in
+    /// flight is there at its worst; files for `vllm run-batch` are not.
     ///
     /// # Errors
     /// An I/O error.
@@ -38,7 +39,9 @@ impl Reader {
             )?;
             let mut rows = select.query([])?;
             while let Some(row) = rows.next()? {
-                let to = of_host(&mut hosts, &row.get::<_, String>(0)?);
+                let Some(to) = of_host(&mut hosts, &row.get::<_, String>(0)?) else {
+                    continue;
+                };
                 to.requests += row.get::<_, u64>(1)?;
                 to.bytes += row.get::<_, u64>(2)?;
                 to.tokens += row.get::<_, u64>(3)?;
@@ -49,7 +52,9 @@ impl Reader {
             )?;
             let mut rows = select.query([])?;
             while let Some(row) = rows.next()? {
-                let to = of_host(&mut hosts, &row.get::<_, String>(0)?);
+                let Some(to) = of_host(&mut hosts, &row.get::<_, String>(0)?) else {
+                    continue;
+                };
                 *to.redacted.entry(row.get(1)?).or_insert(0) += row.get::<_, u64>(2)?;
             }
             Ok(())
@@ -58,11 +63,17 @@ impl Reader {
     }
 }
 
-/// The entry of an endpoint's host.
-fn of_host<'a>(hosts: &'a mut BTreeMap<String, SentTo>, endpoint: &str) -> &'a mut SentTo {
+/// The entry of an endpoint's host; none of a folder, whose files stay here.
+fn of_host<'a>(
+    hosts: &'a mut BTreeMap<String, SentTo>,
+    endpoint: &str,
+) -> Option<&'a mut SentTo> {
     let host = host(endpoint);
-    hosts.entry(host.clone()).or_insert_with(|| SentTo {
+    if host.is_empty() && !endpoint.is_empty() {
+        return None;
+    }
+    Some(hosts.entry(host.clone()).or_insert_with(|| SentTo {
         host,
         ..SentTo::default()
-    })
+    }))
 }
