@@ -414,11 +414,20 @@ fn describe_batch(batch: &OpenBatch) -> String {
         recipe,
         endpoint,
         questions,
+        most_tokens,
+        most_micros,
         began_at,
+        missing_at,
         ..
     } = batch;
     let name = batch.remote.as_ref().unwrap_or(&batch.name);
+    let money = *most_micros as f64 / 1e6;
+    let missing = match missing_at {
+        Some(since) => format!("; not found since {since}"),
+        None => String::new(),
+    };
     format!(
-        "batch {name} of recipe {recipe} is out: {questions} questions, at {endpoint} since {began_at}"
+        "batch {name} of recipe {recipe} is out: {questions} questions, at {endpoint} since \
+         {began_at}; up to {most_tokens} tokens and {money:.2} are set aside for it{missing}"
     )
 }

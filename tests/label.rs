@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Teacher, completion, fail, retort, root, stdout, succeed};
+use common::{Teacher, completion, fail, retort, root, stderr, stdout, succeed};
 use retort_data::label_set::{self, LabelSet};
 
 /// `retort label` on the first pairs of the demo's dev candidates, without a preflight.
@@ -340,6 +340,18 @@ fn shards_are_merged_and_what_is_exported_can_be_imported() {
 }
 
 #[test]
+fn a_shard_that_no_query_falls_to_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, _| (500, "", String::new()));
+    let is_told = |part: &str| {
+        let mut command = label(folder.path(), &teacher, 1);
+        let output = succeed(command.args(["--shard", part, "--dry-run"]));
+        stderr(&output).contains(&format!("no query falls to shard {part}"))
+    };
+    assert_eq!(["0/2", "1/2"].into_iter().filter(|part| is_told(part)).count(), 1);
+}
+
+#[test]
 fn batches_in_files_are_pending_until_their_outputs_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = Teacher::start(|_, _| (500, "", String::new()));
@@ -356,6 +368,9 @@ fn batches_in_files_are_pending_until_their_outputs_are_there() {
     status.args(["labels", "status"]);
     let said = stdout(&succeed(status.arg(folder.path().join("ledger.sqlite"))));
     assert!(said.contains("is out: 6 questions"), "{said}");
+    let most = said.split("up to ").nth(1).unwrap();
+    let most: u64 = most.split(' ').next().unwrap().parse().unwrap();
+    assert!(most > 100 && said.contains(" are set aside for it"), "{said}");
     fail(&mut label(folder.path(), &teacher, 6), 75);
 
     let inputs = std::fs::read_dir(&batches).unwrap();
@@ -376,6 +391,9 @@ fn batches_in_files_are_pending_until_their_outputs_are_there() {
     std::fs::write(path.replace(".input.", ".output."), output).unwrap();
     let said = stdout(&succeed(&mut batch()));
     assert!(said.contains("6 asked now"), "{said}");
+    // Nothing left, and nothing was in flight.
+    let said = stdout(&succeed(&mut status));
+    assert!(!said.contains("sent to") && !said.contains("in flight"), "{said}");
     assert_eq!(sealed(folder.path(), "six").labels.len(), 6);
     assert_eq!(teacher.count(), 0);
 }

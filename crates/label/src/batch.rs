@@ -302,8 +302,8 @@ impl Job<'_> {
 
     /// Sends what was chosen, as far as the budget and the number of batches allow.
     async fn submit(&mut self) -> Result<()> {
-        let spent = self.ledger.spent()?.amount().plus(self.ledger.set_aside()?);
-        let budget = Budget::new(&self.settings.budget, spent);
+        let spent = self.ledger.spent()?.amount();
+        let budget = Budget::new(&self.settings.budget, spent).without(self.ledger.set_aside()?);
         while self.next < self.questions.asked.len() {
             let out = self.ledger.open_batches()?.len();
             if out >= self.settings.teacher.batch.at_once {

@@ -257,11 +257,10 @@ impl Started {
         let aliases = questions.choose(again, &out, find)?;
         ledger.add_aliases(&aliases)?;
         let collected = questions.before(ledger.spent()?);
-        // Batches that are out count at their worst.
-        let spent = collected.spent.amount().plus(ledger.set_aside()?);
         let model = ledger.last_model(recipe)?;
         let passed = ledger.last_preflights(&teacher.recipe_digest)?;
-        let budget = Arc::new(Budget::new(&settings.budget, spent));
+        let budget = Budget::new(&settings.budget, collected.spent.amount());
+        let budget = Arc::new(budget.without(ledger.set_aside()?));
         let (writer, written) = Writer::start(ledger, Arc::clone(&budget))?;
         let (stopping, stopped) = watch::channel(false);
         let of_settings = &settings.teacher;

@@ -131,7 +131,10 @@ pub struct BudgetSettings {
 /// commit for each request would be one too many, so each commit that is made anyway puts a little
 /// more on record than is reserved: [`Budget::to_record`].
 pub struct Budget {
+    /// Without what is set aside.
     most: Amount,
+    /// For batches that are out.
+    set_aside: Amount,
     state: Mutex<Balance>,
 }
 
@@ -242,10 +245,20 @@ impl Budget {
                 micros: settings.money.map_or(u64::MAX, micros),
                 tokens: settings.tokens.unwrap_or(u64::MAX),
             },
+            set_aside: Amount::default(),
             state: Mutex::new(Balance {
                 spent,
                 ..Balance::default()
             }),
+        }
+    }
+
+    /// This budget where so much of it is set aside for batches that are out, their worst case.
+    pub(crate) fn without(self, set_aside: Amount) -> Self {
+        Self {
+            most: self.most.minus(set_aside),
+            set_aside,
+            ..self
         }
     }
 
@@ -305,10 +318,17 @@ impl Budget {
     pub(crate) fn used_up(&self, worst: Amount) -> Error {
         let spent = self.spent();
         let (money, tokens) = (spent.micros as f64 / 1e6, spent.tokens);
+        let set_aside = match self.set_aside {
+            none if none.is_zero() => String::new(),
+            Amount { micros, tokens } => format!(
+                ", {:.6} and {tokens} are set aside for batches that are out",
+                micros as f64 / 1e6
+            ),
+        };
         Error::Budget {
             spent: format!(
-                "{money:.6} in money and {tokens} tokens are spent, and the next request could \
-                 take {:.6} and {}",
+                "{money:.6} in money and {tokens} tokens are spent{set_aside}, and the next request \
+                 could take {:.6} and {}",
                 worst.micros as f64 / 1e6,
                 worst.tokens
             ),

@@ -117,6 +117,9 @@ impl Part {
                 ours.insert(id.to_owned());
             }
         }
+        if ours.is_empty() {
+            tracing::warn!("no query falls to shard {}: it has nothing to ask", self.shard);
+        }
         Ok(ours)
     }
 }

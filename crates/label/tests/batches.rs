@@ -15,7 +15,7 @@ use common::batches::{
 };
 use common::{Job, grades, rows};
 use retort_label::ledger::{Outcome, Reader};
-use retort_label::{Error, Format, LabelSettings, Progress, collect_in_batches, plan};
+use retort_label::{Error, Format, LabelSettings, Progress, collect, collect_in_batches, plan};
 use serde_json::{Value, json};
 
 /// The probability that each document is relevant.
@@ -331,6 +331,24 @@ async fn the_budget_counts_what_is_out_at_its_worst_and_at_the_price_of_batches(
     let (_job, settings) = self::job(&server, &too_little);
     let error = run(&settings).await.unwrap_err();
     assert!(matches!(error, Error::Budget { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_batches_use_up_is_not_said_to_be_spent() {
+    let server = BatchServer::start(|_, requests| all_answered(requests));
+    let more = "[teacher.batch]\nrequests = 20\nat_once = 1\n";
+    let (job, mut settings) = job(&server, more);
+    assert_pending(&run(&settings).await, 20);
+    let open = Reader::open(&job.ledger()).unwrap().open_batches().unwrap();
+    let out = open[0].most_tokens;
+    settings.budget.tokens = Some(out);
+    let never = std::future::pending();
+    let error = collect(&settings, false, |_: Progress| (), never)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Budget { .. }), "{error}");
+    let said = format!("and 0 tokens are spent, 0.000000 and {out} are set aside");
+    assert!(error.to_string().contains(&said), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,10 @@ pub struct OpenBatch {
     pub endpoint: String,
     /// Questions in it.
     pub questions: usize,
+    /// Tokens that it can't pass.
+    pub most_tokens: u64,
+    /// What it can't cost more than, in millionths of the currency.
+    pub most_micros: u64,
     /// When it was put on record, RFC 3339.
     pub began_at: String,
     /// From when on it may have arrived.
@@ -236,8 +240,8 @@ impl Reader {
 
 pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
     let mut select = db.prepare(
-        "SELECT id, name, recipe, endpoint, began_at, left_at, remote, missing_at, \
-         (SELECT count(*) FROM batch_question AS q WHERE q.batch = b.id) \
+        "SELECT id, name, recipe, endpoint, most_tokens, most_micros, began_at, left_at, remote, \
+         missing_at, (SELECT count(*) FROM batch_question AS q WHERE q.batch = b.id) \
          FROM batch AS b WHERE ended_at IS NULL ORDER BY id",
     )?;
     let batches = select.query_map([], |row| {
@@ -246,11 +250,13 @@ pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> 
             name: row.get(1)?,
             recipe: row.get(2)?,
             endpoint: row.get(3)?,
-            began_at: row.get(4)?,
-            left_at: row.get(5)?,
-            remote: row.get(6)?,
-            missing_at: row.get(7)?,
-            questions: row.get(8)?,
+            most_tokens: row.get(4)?,
+            most_micros: row.get(5)?,
+            began_at: row.get(6)?,
+            left_at: row.get(7)?,
+            remote: row.get(8)?,
+            missing_at: row.get(9)?,
+            questions: row.get(10)?,
         })
     })?;
     batches.collect()
