@@ -348,7 +348,8 @@ fn a_shard_that_no_query_falls_to_says_so() {
         let output = succeed(command.args(["--shard", part, "--dry-run"]));
         stderr(&output).contains(&format!("no query falls to shard {part}"))
     };
-    assert_eq!(["0/2", "1/2"].into_iter().filter(|part| is_told(part)).count(), 1);
+    let told = ["0/2", "1/2"].into_iter().filter(|part| is_told(part));
+    assert_eq!(told.count(), 1);
 }
 
 #[test]
@@ -370,7 +371,10 @@ fn batches_in_files_are_pending_until_their_outputs_are_there() {
     assert!(said.contains("is out: 6 questions"), "{said}");
     let most = said.split("up to ").nth(1).unwrap();
     let most: u64 = most.split(' ').next().unwrap().parse().unwrap();
-    assert!(most > 100 && said.contains(" are set aside for it"), "{said}");
+    assert!(
+        most > 100 && said.contains(" are set aside for it"),
+        "{said}"
+    );
     fail(&mut label(folder.path(), &teacher, 6), 75);
 
     let inputs = std::fs::read_dir(&batches).unwrap();
@@ -393,7 +397,10 @@ fn batches_in_files_are_pending_until_their_outputs_are_there() {
     assert!(said.contains("6 asked now"), "{said}");
     // Nothing left, and nothing was in flight.
     let said = stdout(&succeed(&mut status));
-    assert!(!said.contains("sent to") && !said.contains("in flight"), "{said}");
+    assert!(
+        !said.contains("sent to") && !said.contains("in flight"),
+        "{said}"
+    );
     assert_eq!(sealed(folder.path(), "six").labels.len(), 6);
     assert_eq!(teacher.count(), 0);
 }

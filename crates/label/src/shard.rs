@@ -118,7 +118,10 @@ impl Part {
             }
         }
         if ours.is_empty() {
-            tracing::warn!("no query falls to shard {}: it has nothing to ask", self.shard);
+            tracing::warn!(
+                "no query falls to shard {}: it has nothing to ask",
+                self.shard
+            );
         }
         Ok(ours)
     }

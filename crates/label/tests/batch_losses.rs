@@ -102,9 +102,12 @@ async fn a_batch_that_is_not_found_holds_up_no_other_and_is_lost_after_a_day() {
         (ANTHROPIC, "messages/batches/batch_0"),
     ] {
         let of_chat = dialect.is_empty();
-        let server = BatchServer::start(move |_, requests| match of_chat {
-            true => all_answered(requests),
-            false => of_messages(1, requests),
+        let server = BatchServer::start(move |_, requests| {
+            if of_chat {
+                all_answered(requests)
+            } else {
+                of_messages(1, requests)
+            }
         });
         let priced = "[teacher.price]\ninput = 3.0\noutput = 15.0\n";
         let more = format!("{dialect}{priced}[teacher.batch]\nrequests = 8\n");

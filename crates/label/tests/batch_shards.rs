@@ -73,7 +73,10 @@ async fn what_is_answered_twice_all_the_same_is_counted() {
     let before = judged();
     batches.end();
     let done = run(&settings).await.unwrap();
-    assert_eq!((done.bought_twice, done.spent.requests), (PAIRS, 2 * PAIRS as u64 + 1));
+    assert_eq!(
+        (done.bought_twice, done.spent.requests),
+        (PAIRS, 2 * PAIRS as u64 + 1)
+    );
     assert_eq!(judged(), before, "the first answer stands");
     assert_eq!(run_until_done(&settings).await.unwrap().known, PAIRS);
     assert_eq!(merge(&ledgers, &job.ledger()).unwrap().bought_twice, 0);

@@ -147,7 +147,11 @@ async fn an_edit_of_what_redaction_hides_is_merged_too() {
     let server = Server::start(|seen| graded(seen.document));
     let settings = job.settings(&server, "[redaction]\nkinds = ['email']\n");
     // Asked by two parts, labelled again by them, and then by three that know of it from the whole.
-    for (of, from, to) in [(2, ".org", ".net"), (2, ".net", ".com"), (3, ".com", ".edu")] {
+    for (of, from, to) in [
+        (2, ".org", ".net"),
+        (2, ".net", ".com"),
+        (3, ".com", ".edu"),
+    ] {
         let mut ledgers = Vec::new();
         for index in 0..of {
             let shard = format!("{index}/{of}").parse().unwrap();

@@ -70,10 +70,10 @@ impl OpenAiBatches<'_> {
     }
 
     pub(crate) async fn ended(&self, remote: &str) -> Result<Option<Ended>> {
-        Ok(match self.caller.find(&format!("batches/{remote}")).await? {
-            Some(batch) => ended(&batch, seconds(&now())),
-            None => Some(Ended::missing()),
-        })
+        let Some(batch) = self.caller.find(&format!("batches/{remote}")).await? else {
+            return Ok(Some(Ended::missing()));
+        };
+        Ok(ended(&batch, seconds(&now())))
     }
 
     fn id(&self, value: &Value) -> Result<String> {

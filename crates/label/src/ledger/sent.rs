@@ -64,10 +64,7 @@ impl Reader {
 }
 
 /// The entry of an endpoint's host; none of a folder, whose files stay here.
-fn of_host<'a>(
-    hosts: &'a mut BTreeMap<String, SentTo>,
-    endpoint: &str,
-) -> Option<&'a mut SentTo> {
+fn of_host<'a>(hosts: &'a mut BTreeMap<String, SentTo>, endpoint: &str) -> Option<&'a mut SentTo> {
     let host = host(endpoint);
     if host.is_empty() && !endpoint.is_empty() {
         return None;
