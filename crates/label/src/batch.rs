@@ -237,7 +237,9 @@ impl Job<'_> {
             return Ok(None);
         };
         let lines = self.remote.results(&mut ended).await?;
-        if ended.is_missing && !self.is_lost(batch)? {
+        if let Some(path) = &ended.missing
+            && !self.is_lost(batch, path)?
+        {
             return Ok(None);
         }
         let taken = self.take_in(batch, &remote, ended, lines)?;
@@ -247,16 +249,16 @@ impl Job<'_> {
         Ok(taken.stop)
     }
 
-    /// Whether a batch has not been found for so long that it never will be. Until then it stays
-    /// out: who asks with another key, say, does not find it either.
-    fn is_lost(&mut self, batch: &OpenBatch) -> Result<bool> {
+    /// Whether a batch of which nothing is at that path has not been found for so long that it never
+    /// will be. Until then it stays out: who asks with another key, say, does not find it either.
+    fn is_lost(&mut self, batch: &OpenBatch, path: &str) -> Result<bool> {
         let now = now();
         if let Some(since) = &batch.missing_at {
             return Ok(remote::seconds(&now) - remote::seconds(since) >= SECONDS_TO_BE_FOUND);
         }
         self.ledger.batch_missing(batch.id, Some(&now))?;
         tracing::warn!(
-            "batch {}: if it is not found for a day, it counts as lost and is asked again",
+            "batch {}: {path} is not found; it stays out, and is lost if that is so for a day",
             batch.name
         );
         Ok(false)

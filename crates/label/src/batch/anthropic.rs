@@ -64,15 +64,16 @@ impl AnthropicBatches<'_> {
     }
 
     pub(crate) async fn ended(&self, remote: &str) -> Result<Option<Ended>> {
-        let Some(batch) = self.caller.find(&format!("{PATH}/{remote}")).await? else {
-            return Ok(Some(Ended::missing()));
+        let path = format!("{PATH}/{remote}");
+        let Some(batch) = self.caller.find(&path).await? else {
+            return Ok(Some(Ended::missing(path)));
         };
         Ok((batch["processing_status"] == "ended").then(|| Ended {
             how: "ended".to_owned(),
             refused: None,
             // The reply has an address of them, too; but no address in data is followed.
             files: vec![results(remote)],
-            is_missing: false,
+            missing: None,
         }))
     }
 

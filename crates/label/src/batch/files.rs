@@ -71,7 +71,7 @@ impl BatchFiles {
             how: if is_removed { "removed" } else { "completed" }.to_owned(),
             refused: None,
             files: vec![name.to_owned()],
-            is_missing: false,
+            missing: None,
         }))
     }
 

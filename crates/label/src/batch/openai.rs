@@ -70,8 +70,9 @@ impl OpenAiBatches<'_> {
     }
 
     pub(crate) async fn ended(&self, remote: &str) -> Result<Option<Ended>> {
-        let Some(batch) = self.caller.find(&format!("batches/{remote}")).await? else {
-            return Ok(Some(Ended::missing()));
+        let path = format!("batches/{remote}");
+        let Some(batch) = self.caller.find(&path).await? else {
+            return Ok(Some(Ended::missing(path)));
         };
         Ok(ended(&batch, seconds(&now())))
     }
@@ -104,7 +105,7 @@ fn ended(batch: &Value, now: i64) -> Option<Ended> {
         how: how.to_owned(),
         refused,
         files: output.into_iter().chain(file("error_file_id")).collect(),
-        is_missing: false,
+        missing: None,
     })
 }
 

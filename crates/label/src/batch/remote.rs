@@ -30,18 +30,18 @@ pub(crate) struct Ended {
     pub(crate) refused: Option<String>,
     /// The files that its lines are in.
     pub(crate) files: Vec<String>,
-    /// It was not found, or a file of it; it may be yet.
-    pub(crate) is_missing: bool,
+    /// The path of the batch or of a file of its, where nothing is found there.
+    pub(crate) missing: Option<String>,
 }
 
 impl Ended {
     /// A batch that is not found.
-    pub(crate) fn missing() -> Self {
+    pub(crate) fn missing(path: String) -> Self {
         Self {
             how: "lost".to_owned(),
             refused: None,
             files: Vec::new(),
-            is_missing: true,
+            missing: Some(path),
         }
     }
 }
@@ -198,8 +198,10 @@ impl<'a> Remote<'a> {
                 | Self::Anthropic(AnthropicBatches { caller }) => caller.download(file).await?,
                 Self::Files(files) => Some(files.take(file)?),
             };
-            ended.is_missing |= text.is_none();
-            let text = text.unwrap_or_default();
+            let Some(text) = text else {
+                ended.missing = Some(file.clone());
+                continue;
+            };
             let text = text.lines().filter(|line| !line.trim().is_empty());
             lines.extend(text.map(str::to_owned));
         }
@@ -232,7 +234,7 @@ impl Caller<'_> {
     /// What a path holds that was there before, as JSON; nothing where it is not found.
     pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>> {
         let reply = self.ask(async || self.replica.get(path).await).await;
-        let found = reply.and_then(|reply| self.found(path, reply));
+        let found = reply.and_then(|reply| self.found(reply));
         let json = found.and_then(|body| body.as_deref().map(json).transpose());
         json.map_err(|problem| error(self.replica.name(), problem))
     }
@@ -240,16 +242,15 @@ impl Caller<'_> {
     /// A file, whole; nothing where it is not found.
     pub(crate) async fn download(&self, path: &str) -> Result<Option<String>> {
         let reply = self.ask(async || self.replica.download(path).await).await;
-        let text = reply.and_then(|reply| self.found(path, reply));
+        let text = reply.and_then(|reply| self.found(reply));
         text.map_err(|problem| error(self.replica.name(), problem))
     }
 
-    fn found(&self, path: &str, reply: Reply) -> Result<Option<String>, Problem> {
-        if matches!(reply.status, 404 | 410) {
-            tracing::warn!("{path} is not found ({})", reply.status);
-            return Ok(None);
+    fn found(&self, reply: Reply) -> Result<Option<String>, Problem> {
+        match reply.status {
+            404 | 410 => Ok(None),
+            _ => self.accepted(reply).map(Some),
         }
-        self.accepted(reply).map(Some)
     }
 
     /// Posts, and again where that fails and passes: for what may be there twice.
