@@ -88,7 +88,7 @@ enum Verb {
     Import {
         /// One JSON object a line, as `labels export` writes them: with `query_id`, `document_id`
         /// and `probabilities` (or a reranker's `score`), and maybe `mass`, `sample`, `outcome`,
-        /// `problem`, `text` and `at`
+        /// `problem`, `rationale`, `text` and `at`
         #[arg(value_name = "FILE")]
         file: PathBuf,
 

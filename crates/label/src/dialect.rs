@@ -8,6 +8,7 @@ pub(crate) mod anthropic;
 pub(crate) mod chat;
 pub(crate) mod generative;
 pub(crate) mod ranking;
+pub(crate) mod rationale;
 pub(crate) mod rerank;
 
 use std::fmt;
@@ -230,28 +231,57 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     teacher(format!("{status}: {shown}{hint}"))
 }
 
-/// The most tokens that an answer takes when it is written.
+/// The most tokens that an answer takes when it is written, with the reasons it may have.
 fn most_written(prompt: &Prompt, question: &Texts) -> u64 {
-    match prompt.kind {
-        Kind::Graded | Kind::Pairwise => WRITTEN_TOKENS,
-        Kind::Listwise => WRITTEN_TOKENS + WRITTEN_TOKENS_A_PLACE * question.documents.len() as u64,
-    }
+    let of_rationale = prompt
+        .rationale
+        .map_or(0, |rationale| rationale.tokens.into());
+    of_rationale
+        + match prompt.kind {
+            Kind::Graded | Kind::Pairwise => WRITTEN_TOKENS,
+            Kind::Listwise => {
+                WRITTEN_TOKENS + WRITTEN_TOKENS_A_PLACE * question.documents.len() as u64
+            }
+        }
 }
 
-/// The answer as it is written, and nothing beside it.
-fn written_answer(written: &str, prompt: &Prompt, question: &Texts) -> Result<Value, Problem> {
+/// The answer as it is written, and nothing beside it but the reasons that the prompt asks for;
+/// `was_cut` says that the reply ended at the limit.
+fn written_answer(
+    written: &str,
+    was_cut: bool,
+    prompt: &Prompt,
+    question: &Texts,
+) -> Result<Value, Problem> {
     if prompt.kind == Kind::Listwise {
         let ranking::Read { ranking, placed } = ranking::read(written, question.documents.len())?;
         return Ok(json!({"ranking": ranking, "placed": placed}));
     }
-    let answers = &prompt.answers;
-    let grade = place_of(written, answers).ok_or_else(|| {
-        let shown = shortened(written);
-        Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
-    })?;
-    let mut probabilities = vec![0.0; answers.len()];
+    let (word, reasons) = match prompt.rationale {
+        None => (written, None),
+        Some(rationale) => rationale.split(written, was_cut)?,
+    };
+    let grade = grade_of(word, &prompt.answers)?;
+    let mut probabilities = vec![0.0; prompt.answers.len()];
     probabilities[grade] = 1.0;
-    Ok(json!({"probabilities": probabilities, "mass": 1.0}))
+    Ok(graded(&probabilities, 1.0, reasons))
+}
+
+/// A grade as the ledger has it.
+fn graded(probabilities: &[f64], mass: f64, reasons: Option<String>) -> Value {
+    let mut answer = json!({"probabilities": probabilities, "mass": mass});
+    if let Some(reasons) = reasons {
+        answer["rationale"] = reasons.into();
+    }
+    answer
+}
+
+/// Which of the answers a word is.
+fn grade_of(word: &str, answers: &[String]) -> Result<usize, Problem> {
+    place_of(word, answers).ok_or_else(|| {
+        let shown = shortened(word);
+        Problem::Unreadable(format!("expected one of {answers:?}, not {shown:?}"))
+    })
 }
 
 /// Which of the answers a word is, white space aside. Answers that are words of several letters are

@@ -94,7 +94,7 @@ struct Line {
 }
 
 /// The fields of all lines.
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 16] = [
     "query_id",
     "document_id",
     "document_ids",
@@ -110,6 +110,7 @@ const COLUMNS: [&str; 15] = [
     "model",
     "text",
     "at",
+    "rationale",
 ];
 
 fn as_csv(line: &Line) -> std::io::Result<String> {

@@ -30,6 +30,7 @@ struct Imported {
     #[serde(default = "whole")]
     mass: f64,
     score: Option<f64>,
+    rationale: Option<String>,
     problem: Option<String>,
     text: Option<String>,
     at: Option<String>,
@@ -135,13 +136,16 @@ impl Imported {
             return Ok(Err((outcome, self.problem.clone().unwrap_or_default())));
         }
         let is_reranker = !teacher.recipe["scale"].is_null();
-        let answer = match (&self.probabilities, self.score) {
+        let mut answer = match (&self.probabilities, self.score) {
             (Some(probabilities), None) => {
                 json!({"probabilities": probabilities, "mass": self.mass})
             }
             (None, Some(score)) if is_reranker => json!({"score": score}),
             _ => return Err("expected `probabilities`, or a reranker's `score`".to_owned()),
         };
+        if let Some(rationale) = &self.rationale {
+            answer["rationale"] = rationale.as_str().into();
+        }
         let (probabilities, mass) = probabilities_of(&answer, scale_of(&teacher.recipe), file)
             .map_err(|error| error.to_string())?;
         let label = Label {

@@ -16,6 +16,7 @@ use crate::dialect::Dialect;
 use crate::dialect::anthropic::{self, Anthropic};
 use crate::dialect::chat::Chat;
 use crate::dialect::generative::Generative;
+use crate::dialect::rationale::Rationale;
 use crate::dialect::rerank::{self, Rerank, Scale};
 use crate::money::{BudgetSettings, Price};
 use crate::prompt::{Kind, Prompt};
@@ -368,6 +369,11 @@ impl Teacher {
             .saturating_sub(1)
     }
 
+    /// Whether it is asked for reasons.
+    pub(crate) fn asks_why(&self) -> bool {
+        !self.recipe["rationale"].is_null()
+    }
+
     /// The same teacher, asked about texts that are no pairs of a collection: what it says is kept
     /// apart from what becomes labels.
     pub(crate) fn for_probe(mut self, version: u32) -> Self {
@@ -386,6 +392,17 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
     let teacher = &settings.teacher;
     let (model, extra) = (teacher.model.clone(), teacher.extra.clone());
     if let Some(format) = teacher.dialect.reranker() {
+        let prompt = settings.prompt.as_ref().map(|path| Prompt::read(path));
+        if let Some(Ok(Prompt {
+            rationale: Some(_), ..
+        })) = prompt
+        {
+            return Err(Error::Setting(
+                "prompt: `rationale` is for teachers that write, and a reranker gives scores: \
+                 leave `prompt` out"
+                    .to_owned(),
+            ));
+        }
         let scale = teacher.scale.unwrap_or(format.scale);
         let of_dialect = json!({"kind": "score", "scale": scale, "grades": 2});
         let dialect = Rerank {
@@ -411,6 +428,10 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
         // What comparisons and orders come to is sealed as the probability of the upper of two.
         "grades": if prompt.kind == Kind::Listwise { 2 } else { prompt.answers.len() },
     }));
+    if let Some(Rationale { place, tokens }) = prompt.rationale {
+        of_dialect.insert("rationale".into(), json!(place));
+        of_dialect.insert("rationale_tokens".into(), tokens.into());
+    }
     if teacher.dialect != Wire::GenerativeScoring {
         of_dialect.insert("log_probabilities".into(), teacher.log_probabilities.into());
         of_dialect.insert("temperature".into(), teacher.temperature.into());

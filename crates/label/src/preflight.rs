@@ -117,6 +117,15 @@ impl Script {
         long: Option<&[Heard]>,
     ) -> Result<Preflight, Fault> {
         let [relevant, irrelevant] = self.compare(short)?;
+        let says_why = |one: &Heard| !one.answer["rationale"].is_null();
+        if self.asks_why && !short.iter().any(says_why) {
+            return Err(Fault {
+                problem: "it grades, and says nothing of why: the prompt has `rationale`"
+                    .to_owned(),
+                hint: "the prompt's words and examples must ask for reasons on a line of their \
+                       own, and nothing in `extra` may keep the answer to one word",
+            });
+        }
         let reading = match long {
             Some(long) => self.read_whole(short, long)?,
             None => Reading::Refused,

@@ -18,6 +18,9 @@
 //! `answers`, the first for the document that is shown first. `kind = "listwise"` shows `documents`
 //! that the template numbers from `[1]`, has no `answers`, and asks for an order: `[2] > [1]`.
 //!
+//! `rationale = "before"` or `"after"` has the teacher say why it grades so, in `rationale_tokens` at
+//! most ([`crate::dialect::rationale`]). Each example then has a `rationale` too.
+//!
 //! Rubric and examples come first and are the same for every pair, so that servers that keep a
 //! prompt's prefix read them once. Whether query or document comes last is the prompt's to say: a
 //! 1.5 B teacher orders pairs far better when it reads the query last.
@@ -36,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::dialect::ranking;
+use crate::dialect::rationale::{Place, Rationale};
 use crate::preflight::script::Known;
 use crate::{Error, Result};
 
@@ -77,6 +81,8 @@ pub(crate) struct Prompt {
     /// What the teacher may answer; an answer's position is its grade, or the place of the document
     /// it prefers. None of a listwise prompt.
     pub(crate) answers: Vec<String>,
+    /// The reasons that it asks for, if it does.
+    pub(crate) rationale: Option<Rationale>,
     /// Digest of what the file says: comments and white space between values leave it alone.
     pub(crate) digest: String,
     examples: Vec<Example>,
@@ -99,6 +105,10 @@ struct PromptFile {
     kind: Option<Kind>,
     #[serde(default)]
     answers: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rationale: Option<Place>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rationale_tokens: Option<u32>,
     system: String,
     user: String,
     #[serde(default)]
@@ -120,6 +130,8 @@ struct Example {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     documents: Vec<String>,
     answer: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rationale: Option<String>,
 }
 
 impl Example {
@@ -130,8 +142,21 @@ impl Example {
         named.chain(&self.documents).map(String::as_str).collect()
     }
 
+    /// What the teacher should answer.
+    fn reply(&self, rationale: Option<Rationale>) -> String {
+        match (rationale, &self.rationale) {
+            (Some(rationale), Some(reasons)) => rationale.shown(&self.answer, reasons.trim()),
+            _ => self.answer.clone(),
+        }
+    }
+
     /// Why it is no example of a prompt, if it is none.
-    fn problem(&self, kind: Kind, answers: &[String]) -> Option<String> {
+    fn problem(
+        &self,
+        kind: Kind,
+        answers: &[String],
+        asks_why: Option<Rationale>,
+    ) -> Option<String> {
         let Self {
             query,
             document,
@@ -139,6 +164,7 @@ impl Example {
             document_b,
             documents,
             answer,
+            rationale,
         } = self;
         let fits = match kind {
             Kind::Graded => document.is_some() && self.shown().len() == 1,
@@ -152,6 +178,19 @@ impl Example {
             return Some(format!(
                 "the example for {query:?} must have `{variables}` alone"
             ));
+        }
+        let says_why = rationale.as_ref().map(|reasons| !reasons.trim().is_empty());
+        if says_why != asks_why.map(|_| true) {
+            return Some(match asks_why {
+                Some(_) => format!(
+                    "the example for {query:?} needs a `rationale`: without one it shows the \
+                     teacher to give none"
+                ),
+                None => format!(
+                    "the example for {query:?} has a `rationale`, and the prompt asks for none: \
+                     `rationale = \"before\"` or \"after\" above the examples"
+                ),
+            });
         }
         if kind != Kind::Listwise {
             return (!answers.contains(answer)).then(|| {
@@ -201,7 +240,9 @@ impl Prompt {
         if let Some(expected) = expected {
             return Err(problem(expected.to_owned()));
         }
-        let wrong = |example: &Example| example.problem(kind, &file.answers);
+        let rationale =
+            Rationale::asked(file.rationale, file.rationale_tokens, kind).map_err(problem)?;
+        let wrong = |example: &Example| example.problem(kind, &file.answers, rationale);
         if let Some(wrong) = file.examples.iter().find_map(wrong) {
             return Err(problem(wrong));
         }
@@ -216,6 +257,7 @@ impl Prompt {
         let prompt = Self {
             kind,
             answers: file.answers,
+            rationale,
             digest,
             examples: file.examples,
             templates,
@@ -275,7 +317,7 @@ impl Prompt {
             });
             messages.push(Message {
                 role: "assistant",
-                content: example.answer.clone(),
+                content: example.reply(self.rationale),
             });
         }
         messages.push(Message {

@@ -184,7 +184,10 @@ impl Questions {
     /// What to ask an endpoint before it is asked these.
     pub(crate) fn script(&self, teacher: &Teacher) -> Script {
         let known = teacher.dialect.known();
-        Script::new(teacher.kind, teacher.scale, known, self.longest)
+        Script {
+            asks_why: teacher.asks_why(),
+            ..Script::new(teacher.kind, teacher.scale, known, self.longest)
+        }
     }
 
     /// One of the questions to ask.

@@ -27,6 +27,9 @@ pub enum Reader {
     Order,
     /// Anthropic's messages with one of these grades, written.
     Anthropic,
+    /// Chat completions with one of these grades and reasons, as the first line says: `before` or
+    /// `after` it, and `written` or by log-probabilities.
+    Rationale,
     /// Generative scoring of three documents.
     Generative,
     /// vLLM's `/tokenize` of `no` and `yes`, a line for each.
@@ -74,6 +77,15 @@ pub fn outcome(reader: Reader, bytes: &[u8]) -> Result<String, String> {
                 extra: Map::new(),
             };
             answer(&dialect, &text, 1, 1)
+        }
+        Reader::Rationale => {
+            let place = if first.contains("after") {
+                "after"
+            } else {
+                "before"
+            };
+            let source = format!("rationale = '{place}'\n{GRADED}");
+            answer(&chat(&source, !first.contains("written"))?, rest, 1, 1)
         }
         Reader::Generative => answer(&generative()?, &text, 3, 1),
         Reader::Tokenize => tokenize(first, rest),

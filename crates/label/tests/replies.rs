@@ -9,11 +9,12 @@ use proptest::prelude::*;
 use retort_label::replies::{Reader, outcome};
 
 /// The fuzz targets and what they read.
-const TARGETS: [(&str, Reader); 9] = [
+const TARGETS: [(&str, Reader); 10] = [
     ("reply_chat", Reader::Chat),
     ("reply_written", Reader::Written),
     ("reply_order", Reader::Order),
     ("reply_anthropic", Reader::Anthropic),
+    ("reply_rationale", Reader::Rationale),
     ("reply_generative", Reader::Generative),
     ("reply_tokenize", Reader::Tokenize),
     ("reply_rerank", Reader::Rerank),

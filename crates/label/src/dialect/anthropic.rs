@@ -72,7 +72,9 @@ impl Dialect for Anthropic {
             .iter()
             .filter_map(|block| block["text"].as_str())
             .collect();
-        Ok(vec![written_answer(&written, &self.prompt, questions[0])?])
+        let was_cut = reply["stop_reason"] == "max_tokens";
+        let answer = written_answer(&written, was_cut, &self.prompt, questions[0])?;
+        Ok(vec![answer])
     }
 
     fn usage(&self, reply: &Value) -> Option<Tokens> {

@@ -5,12 +5,15 @@
 //! each grade among the alternatives: the expected grade orders pairs far better than the written
 //! digit (Zhuang et al., 2023, arXiv 2310.14122). Where a server gives no log-probabilities, the
 //! written grades of several samples make the distribution. Orders are written in any case.
+//!
+//! Where the prompt asks for reasons before the grade, the token is the reply's last.
 
 use serde_json::{Map, Value, json};
 
+use super::rationale::{Place, one_line};
 use super::{
-    Dialect, Problem, Request, Texts, most_read, most_written, place_of, rounded, shortened,
-    written_answer,
+    Dialect, Problem, Request, Texts, grade_of, graded, most_read, most_written, place_of, rounded,
+    shortened, written_answer,
 };
 use crate::Result;
 use crate::ledger::Outcome;
@@ -49,7 +52,7 @@ impl Dialect for Chat {
         let messages = self
             .prompt
             .messages(&question.query, &question.shown(), &question.nonce)?;
-        let most_written = if self.log_probabilities {
+        let most_written = if self.log_probabilities && self.prompt.rationale.is_none() {
             1
         } else {
             most_written(&self.prompt, question)
@@ -78,13 +81,58 @@ impl Dialect for Chat {
         if let Some(problem) = withheld(choice) {
             return Err(problem);
         }
+        let written = choice["message"]["content"].as_str().unwrap_or_default();
+        let was_cut = choice["finish_reason"] == "length";
         let answer = if self.log_probabilities {
-            of_probabilities(choice, &self.prompt.answers, self.least_mass)?
+            self.of_tokens(choice, written, was_cut)?
         } else {
-            let written = choice["message"]["content"].as_str();
-            written_answer(written.unwrap_or_default(), &self.prompt, questions[0])?
+            written_answer(written, was_cut, &self.prompt, questions[0])?
         };
         Ok(vec![answer])
+    }
+}
+
+impl Chat {
+    /// The answer by its token's alternatives, and the reasons that are written beside it.
+    fn of_tokens(&self, choice: &Value, written: &str, was_cut: bool) -> Result<Value, Problem> {
+        let answers = &self.prompt.answers;
+        let (place, reasons) = match self.prompt.rationale {
+            None => (0, None),
+            Some(rationale) => {
+                let (word, reasons) = rationale.split(written, was_cut)?;
+                match rationale.place {
+                    Place::Before => (last_token(choice, word, answers)?, reasons),
+                    // The grade is the first token's, whatever stands beside it.
+                    Place::After if place_of(word, answers).is_none() => {
+                        (0, one_line(written, was_cut))
+                    }
+                    Place::After => (0, reasons),
+                }
+            }
+        };
+        let (probabilities, mass) = of_probabilities(choice, place, answers, self.least_mass)?;
+        Ok(graded(&probabilities, mass, reasons))
+    }
+}
+
+/// Where the token of the grade is that a reply ends with, which is this word.
+fn last_token(choice: &Value, word: &str, answers: &[String]) -> Result<usize, Problem> {
+    let grade = grade_of(word, answers)?;
+    let tokens = choice["logprobs"]["content"].as_array();
+    let tokens = tokens.map_or(&[][..], Vec::as_slice);
+    let text = |place: usize| tokens[place]["token"].as_str().unwrap_or_default().trim();
+    // Some servers list the token that ends the turn: "", or a marker such as <|im_end|>.
+    let is_mark = |text: &str| text.is_empty() || text.starts_with('<') && text.ends_with('>');
+    match (0..tokens.len()).rfind(|place| !is_mark(text(*place))) {
+        Some(last) if place_of(text(last), answers) != Some(grade) => {
+            Err(Problem::Unreadable(format!(
+                "the reply ends with the grade {:?} and its tokens with {:?}: each of `answers` \
+                 must be one token, and log-probabilities those of what is written",
+                shortened(word),
+                text(last)
+            )))
+        }
+        last => Ok(last.unwrap_or(0)),
     }
 }
 
@@ -99,13 +147,17 @@ fn withheld(choice: &Value) -> Option<Problem> {
     Some(Problem::Final(Outcome::Refused, problem))
 }
 
-/// The grades' probabilities among the alternatives of the first token.
+/// The grades' probabilities among the alternatives of a token, and what they were together.
 ///
 /// A grade may appear as several tokens (`"3"`, `" 3"`; `"Yes"`, `" yes"`): their probabilities add
-/// up. Grades below
-/// the listed alternatives count as 0; the mass says how much that can matter.
-fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Result<Value, Problem> {
-    let alternatives = choice["logprobs"]["content"][0]["top_logprobs"]
+/// up. Grades below the listed alternatives count as 0; the mass says how much that can matter.
+fn of_probabilities(
+    choice: &Value,
+    place: usize,
+    answers: &[String],
+    least_mass: f64,
+) -> Result<(Vec<f64>, f64), Problem> {
+    let alternatives = choice["logprobs"]["content"][place]["top_logprobs"]
         .as_array()
         .ok_or_else(|| {
             Problem::Unreadable(format!(
@@ -142,8 +194,8 @@ fn of_probabilities(choice: &Value, answers: &[String], least_mass: f64) -> Resu
              {least_mass} to 1; the likeliest tokens were {seen:?}"
         )));
     }
-    let probabilities: Vec<f64> = probabilities.iter().map(|p| rounded(p / mass)).collect();
-    Ok(json!({"probabilities": probabilities, "mass": rounded(mass)}))
+    let probabilities = probabilities.iter().map(|p| rounded(p / mass)).collect();
+    Ok((probabilities, rounded(mass)))
 }
 
 #[cfg(test)]
@@ -165,19 +217,21 @@ mod tests {
     #[test]
     fn the_expected_grade_is_the_worked_one() {
         let logprobs = [("0", -3.1), ("1", -1.1), ("2", -0.8), ("3", -2.3)];
-        let answer = of_probabilities(&choice(&logprobs), &grades(), 0.9).unwrap();
-        let probability = |grade: usize| answer["probabilities"][grade].as_f64().unwrap();
-        let expected: f64 = (0..4).map(|grade| grade as f64 * probability(grade)).sum();
+        let (probabilities, mass) =
+            of_probabilities(&choice(&logprobs), 0, &grades(), 0.9).unwrap();
+        let expected: f64 = (0..4)
+            .map(|grade| grade as f64 * probabilities[grade])
+            .sum();
         assert!((expected - 1.652_067).abs() < 4e-6, "{expected}");
-        assert_eq!(answer["mass"], 0.927_508);
+        assert_eq!(json!(mass), 0.927_508);
     }
 
     #[test]
     fn spellings_of_one_grade_add_up_and_sentinels_are_dropped() {
         let half = 0.5_f64.ln();
         let spelt = [("3", half), (" 3", half), ("0", -9999.0), ("x", f64::NAN)];
-        let answer = of_probabilities(&choice(&spelt), &grades(), 0.9).unwrap();
-        assert_eq!(answer["probabilities"], json!([0.0, 0.0, 0.0, 1.0]));
+        let (probabilities, _) = of_probabilities(&choice(&spelt), 0, &grades(), 0.9).unwrap();
+        assert_eq!(json!(probabilities), json!([0.0, 0.0, 0.0, 1.0]));
     }
 
     #[test]
@@ -197,7 +251,7 @@ mod tests {
             (json!({"logprobs": null}), "no log-probabilities"),
             (Value::Null, "no log-probabilities"),
         ] {
-            let problem = of_probabilities(&choice, &grades(), 0.9).unwrap_err();
+            let problem = of_probabilities(&choice, 0, &grades(), 0.9).unwrap_err();
             assert!(
                 matches!(&problem, Problem::Unreadable(problem) if problem.contains(said)),
                 "{problem:?}"
@@ -216,9 +270,8 @@ mod tests {
         ];
         let answers = ["no", "yes"].map(String::from);
         let spelt = spelt.map(|(token, p): (&str, f64)| (token, p.ln()));
-        let answer = of_probabilities(&choice(&spelt), &answers, 0.9).unwrap();
-        assert_eq!(answer["probabilities"], json!([0.3, 0.7]));
-        assert_eq!(answer["mass"], 1.0);
+        let answer = of_probabilities(&choice(&spelt), 0, &answers, 0.9).unwrap();
+        assert_eq!(json!(answer), json!([[0.3, 0.7], 1.0]));
     }
 
     #[test]
@@ -234,11 +287,11 @@ mod tests {
             documents: vec!["d".into()],
             nonce: "0".into(),
         };
-        let answer = written_answer(" 2\n", &prompt, &texts).unwrap();
+        let answer = written_answer(" 2\n", false, &prompt, &texts).unwrap();
         assert_eq!(answer["probabilities"], json!([0.0, 0.0, 1.0, 0.0]));
         for content in ["7", "2 or 3", "I rate it 2", "", "```2```"] {
             assert!(
-                written_answer(content, &prompt, &texts).is_err(),
+                written_answer(content, false, &prompt, &texts).is_err(),
                 "{content}"
             );
         }

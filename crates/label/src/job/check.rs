@@ -114,6 +114,13 @@ pub(super) fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Opti
             prompt.answers.len()
         ));
     }
+    if is_scored && prompt.rationale.is_some() {
+        return Some(
+            "dialect: generative-scoring writes nothing, and the prompt has `rationale`: the chat \
+             dialect takes it"
+                .to_owned(),
+        );
+    }
     if prompt.kind == Kind::Listwise && teacher.log_probabilities {
         return Some("log_probabilities: an order is written out; set it to false".to_owned());
     }

@@ -28,6 +28,8 @@ pub(crate) struct Script {
     pub(super) more_words: usize,
     pub(super) kind: Kind,
     pub(super) scale: Option<Scale>,
+    /// The prompt asks for reasons.
+    pub(crate) asks_why: bool,
 }
 
 const QUERY: &str = "stainless steel dog bowl";
@@ -90,6 +92,7 @@ impl Script {
             long,
             kind,
             scale,
+            asks_why: false,
         }
     }
 }
