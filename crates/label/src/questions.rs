@@ -184,10 +184,8 @@ impl Questions {
     /// What to ask an endpoint before it is asked these.
     pub(crate) fn script(&self, teacher: &Teacher) -> Script {
         let known = teacher.dialect.known();
-        Script {
-            asks_why: teacher.asks_why(),
-            ..Script::new(teacher.kind, teacher.scale, known, self.longest)
-        }
+        let script = Script::new(teacher.kind, teacher.scale, known, self.longest);
+        script.asking_why(teacher.asks_why())
     }
 
     /// One of the questions to ask.

@@ -269,7 +269,7 @@ async fn a_prompt_without_reasons_is_asked_and_known_as_before() {
         "dialect": "chat",
         "teacher": "scripted",
         "model": "scripted",
-        "revision": null,
+        "revision": "",
         "extra": {},
         "text_treatment": 1,
         "kind": "graded",

@@ -29,7 +29,7 @@ pub(crate) struct Script {
     pub(super) kind: Kind,
     pub(super) scale: Option<Scale>,
     /// The prompt asks for reasons.
-    pub(crate) asks_why: bool,
+    pub(super) asks_why: bool,
 }
 
 const QUERY: &str = "stainless steel dog bowl";
@@ -94,6 +94,11 @@ impl Script {
             scale,
             asks_why: false,
         }
+    }
+
+    /// The same texts for a prompt that may ask for reasons.
+    pub(crate) fn asking_why(self, asks_why: bool) -> Self {
+        Self { asks_why, ..self }
     }
 }
 
