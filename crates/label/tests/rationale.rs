@@ -433,7 +433,8 @@ async fn reasons_survive_import_merge_and_an_old_ledger() {
     assert_eq!(ours.len(), 20);
     assert!(ours.iter().all(|line| line["rationale"].is_string()));
 
-    let text: String = ours.iter().map(|line| format!("{line}\n")).collect();
+    let text = ours.iter().map(Value::to_string).collect::<Vec<_>>();
+    let text = text.join("\n") + "\n";
     std::fs::write(job.path("exported.jsonl"), text).unwrap();
     settings.ledger = job.path("imported.sqlite");
     assert_eq!(import(&job.path("exported.jsonl"), &settings).unwrap(), 20);
@@ -474,24 +475,24 @@ async fn a_key_in_reasons_is_not_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_preflight_finds_a_teacher_that_gives_no_reasons() {
-    fn p(seen: &Seen) -> f64 {
+    fn graded_for(seen: &Seen, reasons: &str) -> Act {
         let messages = seen.body["messages"].as_array().unwrap();
         let question = messages.last().unwrap()["content"].as_str().unwrap();
-        if question.contains("eat and drink") {
-            0.9
-        } else {
-            0.1
-        }
+        let is_relevant = question.contains("eat and drink");
+        let mut said = said(&seen.body, if is_relevant { 0.9 } else { 0.1 }, reasons);
+        let words = question.split_whitespace().count();
+        said["usage"]["prompt_tokens"] = (30 + words).into();
+        reply(&said)
     }
     for prompt in [AFTER, BEFORE] {
         let job = job(20, prompt);
-        let server = Server::start(|seen| reply(&said(&seen.body, p(seen), "So it is.")));
+        let server = Server::start(|seen| graded_for(seen, "So it is."));
         let mut settings = job.settings(&server, "");
         settings.preflight = true;
         assert_eq!(preflight(&settings).await.unwrap().len(), 1);
 
         // Kept to one word.
-        let server = Server::start(|seen| reply(&said(&seen.body, p(seen), "")));
+        let server = Server::start(|seen| graded_for(seen, ""));
         settings.teacher.endpoints = vec![server.url.clone()];
         let error = run(&settings).await.unwrap_err();
         assert!(
