@@ -590,12 +590,14 @@ mod tests {
                 continue;
             }
             let before = host.values[place].clone();
+            #[expect(clippy::cast_possible_truncation, reason = "a small step")]
             let mut moved = |by: f64| {
+                let scale = (by / norm) as f32;
                 for (value, (before, slope)) in host.values[place]
                     .iter_mut()
                     .zip(before.iter().zip(&gradient))
                 {
-                    *value = before + (by / norm) as f32 * slope;
+                    *value = before + scale * slope;
                 }
                 sum(&host)
             };

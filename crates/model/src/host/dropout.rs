@@ -107,7 +107,7 @@ impl Site {
     }
 }
 
-/// SplitMix64's output function after a step.
+/// `SplitMix64`'s output function after a step.
 fn stirred(state: u64) -> u64 {
     let mut mixed = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -115,7 +115,7 @@ fn stirred(state: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A number of 32 bits for each place: MurmurHash3's last steps, with a key before each product.
+/// A number of 32 bits for each place: `MurmurHash3`'s last steps, with a key before each product.
 #[expect(
     clippy::inline_always,
     reason = "what is not inlined into the dispatched loop is not vectorised with it"

@@ -360,6 +360,8 @@ fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "whole numbers, which are exact")]
+
     use super::*;
 
     #[test]
