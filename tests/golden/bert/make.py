@@ -18,6 +18,7 @@ model. Run again only to change the files on purpose: another version may round 
 
 import json
 import string
+import sys
 from pathlib import Path
 
 import safetensors
@@ -26,10 +27,12 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.nn.functional import normalize
 from transformers import BertConfig, BertForSequenceClassification
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from steps import step_golden  # noqa: E402
 
 WORDS = """
 shop shoe shoes running boots red blue green black white kettle steel electric cotton shirt women
@@ -60,8 +63,6 @@ PAIRS = [
 ]
 WEIGHTS = [0.7, -1.3, 0.4, 1.9, -0.6, 1.1]
 TEXTS = ["wireless headphones", "usb cable", "How does the winter jacket fit? Best price!"]
-BCE_WEIGHT = 0.1
-STEPS = 10
 
 
 def main():
@@ -70,19 +71,19 @@ def main():
     tokenizer = make_tokenizer()
     model = make_model()
     batch = encode(tokenizer, [(query, document) for query, document, _, _ in PAIRS])
-    teacher = torch.tensor([score for _, _, score, _ in PAIRS])
+    teacher = [score for _, _, score, _ in PAIRS]
     groups = [group for _, _, _, group in PAIRS]
     weights = torch.tensor(WEIGHTS)
 
     logits = model(**batch).logits.squeeze(1)
     weighted = (logits * weights).sum()
-    save_gradients(model, weighted, "gradients_weighted.safetensors")
-
-    logits = model(**batch).logits.squeeze(1)
-    margin = margin_mse(logits, teacher, groups)
-    bce = binary_cross_entropy_with_logits(logits, teacher.sigmoid())
-    loss = margin + BCE_WEIGHT * bce
-    gradient_norm = save_gradients(model, loss, "gradients_loss.safetensors")
+    weighted.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    write_gradients("gradients_weighted.safetensors", gradients)
+    of_steps, gradients = step_golden(
+        model, lambda: model(**batch).logits.squeeze(1), teacher, groups
+    )
+    write_gradients("gradients_loss.safetensors", gradients)
 
     texts = encode(tokenizer, TEXTS)
     hidden = model.bert(**batch).last_hidden_state
@@ -93,20 +94,12 @@ def main():
         },
         "queries": [query for query, _, _, _ in PAIRS],
         "documents": [document for _, document, _, _ in PAIRS],
-        "groups": groups,
-        "teacher_scores": teacher.tolist(),
         "weights": weights.tolist(),
-        "bce_weight": BCE_WEIGHT,
         **{name: tensor.tolist() for name, tensor in batch.items()},
         "logits": logits.tolist(),
         "last_hidden_state_of_first_token": hidden[:, 0].tolist(),
         "weighted_sum": weighted.item(),
-        "margin_mse": margin.item(),
-        "bce": bce.item(),
-        "loss": loss.item(),
-        "gradient_norm": gradient_norm,
-        "adamw_losses": adamw_losses(model, batch, teacher, groups, clip=None),
-        "adamw_clipped_losses": adamw_losses(model, batch, teacher, groups, clip=1.0),
+        **of_steps,
         "texts": TEXTS,
         "embeddings": embed(model, texts).tolist(),
     }
@@ -172,66 +165,16 @@ def encode(tokenizer, inputs):
     }
 
 
-def margin_mse(scores, teacher, groups):
-    """Mean over a group's pairs with teacher_i > teacher_j, then over the groups that have any."""
-    losses = []
-    for group in sorted(set(groups)):
-        members = [i for i, g in enumerate(groups) if g == group]
-        errors = [
-            ((scores[i] - scores[j]) - (teacher[i] - teacher[j])) ** 2
-            for i in members
-            for j in members
-            if teacher[i] > teacher[j]
-        ]
-        if errors:
-            losses.append(torch.stack(errors).mean())
-    return torch.stack(losses).mean()
-
-
-def save_gradients(model, loss, name):
-    """Saves every parameter's gradient and returns the norm of all of them together."""
-    model.zero_grad()
-    loss.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    save_file(gradients, HERE / name, metadata={"format": "pt"})
-    return torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
-
-
-def adamw_losses(model, batch, teacher, groups, clip):
-    """The loss before each of the steps and after the last. Leaves the model as it was."""
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    decayed, undecayed = [], []
-    for name, parameter in model.named_parameters():
-        plain = name.endswith(".bias") or "LayerNorm" in name
-        (undecayed if plain else decayed).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": undecayed, "weight_decay": 0.0}],
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
-    losses = []
-    for step in range(STEPS + 1):
-        scores = model(**batch).logits.squeeze(1)
-        bce = binary_cross_entropy_with_logits(scores, teacher.sigmoid())
-        loss = margin_mse(scores, teacher, groups) + BCE_WEIGHT * bce
-        losses.append(loss.item())
-        if step < STEPS:
-            optimizer.zero_grad()
-            loss.backward()
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-    model.load_state_dict(before)
-    return losses
-
-
 def embed(model, batch):
     """The mean over real tokens of the last hidden state, at length one."""
     with torch.no_grad():
         hidden = model.bert(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(2)
     return normalize((hidden * mask).sum(1) / mask.sum(1))
+
+
+def write_gradients(name, gradients):
+    save_file(gradients, HERE / name, metadata={"format": "pt"})
 
 
 def write_json(name, value):

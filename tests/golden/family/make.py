@@ -8,9 +8,10 @@ Writes one folder an architecture, with
   config.json, model.safetensors   a few layers, 16 wide, 2 heads, one label, all parameters random
   tokenizer.json, tokenizer_config.json
                                    a tokenizer of the kind that published models of it have
-  golden.json                      a batch as texts and as ids, its logits, embeddings of texts
+  golden.json                      a batch as texts and as ids, its logits, losses and AdamW runs,
+                                   embeddings of texts
   gradients_weighted.safetensors   d (logits * weights).sum() / d parameter, for every parameter
-and bert-classes, which has three labels and no gradients.
+and bert-classes, which has three labels and is not trained.
 
 Everything is float32 on the CPU without dropout. Run again only to change the files on purpose:
 another version may round differently.
@@ -18,6 +19,7 @@ another version may round differently.
 
 import json
 import string
+import sys
 from pathlib import Path
 
 import safetensors
@@ -29,6 +31,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch.nn.functional import normalize
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from steps import step_golden  # noqa: E402
 
 WORDS = """
 red blue shoes boots running rain kettle steel electric jacket waterproof coffee grinder for with
@@ -45,6 +49,9 @@ PAIRS = [
     ("", "Coffee grinder"),
 ]
 WEIGHTS = [0.7, -1.3, 0.4, 1.9, -0.6]
+# As if of two queries, with a tie: no pair between the tied.
+TEACHER = [3.2, -1.1, -1.1, 2.5, -2.0]
+GROUPS = [0, 0, 0, 1, 1]
 TEXTS = ["coffee grinder", "rain", "How does the winter jacket fit? Best price!"]
 
 SIZES = {"max_position_embeddings": 40, "initializer_range": 0.05}
@@ -79,7 +86,7 @@ def main():
         ),
         wordpiece,
         {"tokenizer_class": "BertTokenizer", "do_lower_case": True} | bert_tokens,
-        gradients=False,
+        trained=False,
     )
     make(
         "roberta",
@@ -167,7 +174,7 @@ def main():
     )
 
 
-def make(name, model, tokenizer, tokenizer_config, gradients=True, literal=None):
+def make(name, model, tokenizer, tokenizer_config, trained=True, literal=None):
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     torch.manual_seed(20)
@@ -196,11 +203,13 @@ def make(name, model, tokenizer, tokenizer_config, gradients=True, literal=None)
         "texts": TEXTS,
         "embeddings": embed(model, encode(model, tokenizer, TEXTS)).tolist(),
     }
-    if gradients:
+    if trained:
         (logits.squeeze(1) * torch.tensor(WEIGHTS)).sum().backward()
         of_parameters = {name: parameter.grad for name, parameter in model.named_parameters()}
         path = folder / "gradients_weighted.safetensors"
         save_file(of_parameters, path, metadata={"format": "pt"})
+        forward = lambda: model(**inputs(model, batch)).logits.squeeze(1)  # noqa: E731
+        golden |= step_golden(model, forward, TEACHER, GROUPS)[0]
     if literal:
         row = encode(model, tokenizer, [("rain", literal)])
         golden["literal_padding"] = {

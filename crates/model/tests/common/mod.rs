@@ -143,6 +143,8 @@ pub(crate) fn floats<const N: usize>(tensor: Tensor<N>) -> Vec<f32> {
 
 pub(crate) fn largest_difference(got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len());
+    // The maximum leaves NaN out.
+    assert!(got.iter().all(|value| value.is_finite()), "{got:?}");
     got.iter()
         .zip(expected)
         .map(|(a, b)| (a - b).abs())
