@@ -23,6 +23,8 @@ export run out:
 test:
     #!/usr/bin/env sh
     set -eu
+    # Software Vulkan compiles every candidate of a kernel on the CPU: few are enough to test with.
+    export CUBECL_AUTOTUNE_LEVEL=minimal
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --workspace --locked
         cargo test --workspace --doc --locked
@@ -30,18 +32,20 @@ test:
         cargo test --workspace --locked
     fi
 
-# an export in sentence-transformers 5 and 6, which are installed under target/interop first
+# an export in sentence-transformers 5 and 6, the base model in PyTorch; they are installed first
 [group('check')]
 test-interop:
     #!/usr/bin/env sh
     set -eu
-    cargo build --locked
+    cargo build --locked --bins --example hidden_states
     retort=${CARGO_TARGET_DIR:-target}/debug/retort
     rm -rf target/interop-run
     "$retort" train --device cpu --config configs/demo.toml --out target/interop-run \
         --set model.init=tests/golden/bert --set data.max_tokens=64 \
         --set optimizer.learning_rate=1e-3
     tests/interop/run.sh "$retort" target/interop-run/export
+    "${RETORT_INTEROP_HOME:-target/interop}/st6/bin/python" tests/interop/hidden_states.py \
+        "$(dirname "$retort")/examples/hidden_states"
 
 # format, lints, documentation
 [group('check')]

@@ -114,6 +114,15 @@ impl CrossEncoder {
         })
     }
 
+    /// What the encoder makes of each token. Rows of padding hold numbers without meaning.
+    ///
+    /// # Shapes
+    /// - output: `[B, T, D]`
+    pub fn last_hidden_state(&self, batch: &Batch) -> Tensor<3> {
+        let [_, tokens] = batch.input_ids.dims();
+        self.encoder.forward(&self.config, batch, tokens)
+    }
+
     /// # Shapes
     /// - output: `[B, N]`
     pub(crate) fn logits(&self, batch: &Batch) -> Tensor<2> {
@@ -148,9 +157,9 @@ impl CrossEncoder {
     /// # Shapes
     /// - output: `[B, D]`
     fn sum(&self, batch: &Batch) -> Tensor<2> {
-        let [texts, tokens] = batch.input_ids.dims();
+        let [texts, _] = batch.input_ids.dims();
         let mask = batch.attention_mask.clone().unsqueeze_dim::<3>(2);
-        (self.encoder.forward(&self.config, batch, tokens) * mask)
+        (self.last_hidden_state(batch) * mask)
             .sum_dim(1)
             .reshape([texts, self.config.hidden_size])
     }
