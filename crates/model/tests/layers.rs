@@ -9,20 +9,6 @@ use fs_err as fs;
 use retort_model::score;
 
 #[test]
-fn keeping_all_layers_changes_nothing() {
-    for folder in family() {
-        let encoded = Golden::of(&folder).encoded();
-        let model = load(&folder).unwrap();
-        let layers: Vec<usize> = (0..model.config().num_hidden_layers).collect();
-        let logits = score(&model, &encoded, 1000).unwrap();
-        let config = model.config().clone();
-        let kept = model.keep_layers(&layers).unwrap();
-        assert_eq!(score(&kept, &encoded, 1000).unwrap(), logits);
-        assert_eq!(*kept.config(), config);
-    }
-}
-
-#[test]
 fn kept_layers_are_those_of_a_model_without_the_others() {
     for folder in family() {
         let golden = Golden::of(&folder);

@@ -5,61 +5,10 @@
 mod common;
 
 use burn::tensor::Device;
-use common::{Golden, family, folder_of, golden_folder, largest_difference, load};
+use common::{Golden, folder_of, golden_folder, largest_difference, load};
 use fs_err as fs;
 use retort_model::{CrossEncoder, Encoded, Error, Head, PairTokenizer, score};
 use serde_json::{Value, json};
-
-#[test]
-fn padding_company_and_order_do_not_change_a_score() {
-    for folder in family() {
-        let golden = Golden::of(&folder);
-        let model = load(&folder).unwrap();
-        let mut encoded = golden.encoded();
-        let together = score(&model, &encoded, 1000).unwrap();
-        for (pair, &together) in encoded.iter().zip(&together) {
-            let alone = score(&model, std::slice::from_ref(pair), 1000).unwrap();
-            assert!((alone[0] - together).abs() < 1e-5, "{alone:?} {together}");
-        }
-        encoded.reverse();
-        let mut reversed = score(&model, &encoded, 1000).unwrap();
-        reversed.reverse();
-        assert!(largest_difference(&reversed, &together) < 1e-5);
-    }
-}
-
-#[test]
-fn swapped_texts_change_a_score() {
-    for folder in family() {
-        let golden = Golden::of(&folder);
-        let tokenizer = PairTokenizer::open(&folder, 64).unwrap();
-        let swapped: Vec<_> = golden.pairs().iter().map(|&(q, d)| (d, q)).collect();
-        let swapped = tokenizer.encode_pairs(&swapped).unwrap();
-        let logits = score(&load(&folder).unwrap(), &swapped, 1000).unwrap();
-        assert!(largest_difference(&logits, &golden.logits) > 1e-3);
-    }
-}
-
-#[test]
-fn swapped_segments_change_a_score_where_a_model_reads_them() {
-    for folder in family() {
-        let golden = Golden::of(&folder);
-        let model = load(&folder).unwrap();
-        let mut swapped = golden.encoded();
-        for pair in &mut swapped {
-            pair.token_type_ids
-                .iter_mut()
-                .for_each(|segment| *segment = 1 - *segment);
-        }
-        let logits = score(&model, &swapped, 1000).unwrap();
-        let difference = largest_difference(&logits, &golden.logits);
-        if model.config().reads_segments() {
-            assert!(difference > 1e-3, "{difference}");
-        } else {
-            assert!(difference < 1e-5, "{difference}");
-        }
-    }
-}
 
 #[test]
 fn scoring_leaves_dropout_out_even_on_an_autodiff_device() {
