@@ -218,6 +218,22 @@ mod tests {
         assert!(matches!(Texts::new(&columns), Err(Error::Setting(_))));
     }
 
+    /// As docs/data.md says it: what comes after a long field is there all the same.
+    #[test]
+    fn a_template_gives_a_field_a_budget_of_words() {
+        let template = r"{{ title }}\n{{ (description | split)[:4] | join(' ') }}\n{{ brand }}";
+        let text = |description: &str| {
+            let row = json!({"id": 7, "title": "Drill", "description": description, "brand": "Bo"});
+            document(Some(template), row).unwrap().text
+        };
+        assert_eq!(
+            text("one two  three\nfour five six"),
+            "Drill\none two three four\nBo"
+        );
+        assert_eq!(text("a\u{a0}b \u{e4}"), "Drill\na b \u{e4}\nBo");
+        assert_eq!(text(""), "Drill\n\nBo");
+    }
+
     #[test]
     fn a_column_whose_name_is_no_word_is_reached_through_the_row() {
         let row = json!({"id": 7, "Brand name": "Vantrix", "a": null});
