@@ -88,7 +88,7 @@ fn of_trainer(error: &TrainerError) -> u8 {
         TrainerError::Data(error) => of_data(error),
         TrainerError::Model(error) => of_model(error),
         TrainerError::Setting { .. } => CONFIGURATION,
-        TrainerError::Run { .. } => BAD_DATA,
+        TrainerError::Run { .. } | TrainerError::Changed { .. } => BAD_DATA,
         TrainerError::NotFinite { .. } => INTERNAL,
         _ => FAILED,
     }

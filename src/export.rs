@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let Arguments { run, out } = arguments;
-    let settings = retort_trainer::settings(run)?;
+    let settings = retort_trainer::settings(run, &[])?;
     let model = retort_trainer::best_model(run)?;
     let max_tokens = settings.data.max_tokens;
     retort_export::export(

@@ -15,12 +15,12 @@ use crate::progress;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The job's settings
-    #[arg(long, value_name = "FILE", default_value = "configs/demo.toml")]
-    config: PathBuf,
+    /// The job's settings [default: configs/demo.toml; with --resume, the run's]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Override one setting; may be given again
-    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "resume")]
+    #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 
     /// Where the run goes; must not exist [default: checkpoints/NAME-TIME]
@@ -28,8 +28,13 @@ pub(crate) struct Arguments {
     out: Option<PathBuf>,
 
     /// Go on with a run that was stopped, from its last checkpoint
-    #[arg(long, value_name = "RUN", conflicts_with = "config")]
+    #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
+
+    /// Go on although this setting (`section.key`) or input (`labels`) is not what the run was
+    /// started with; may be given again
+    #[arg(long = "allow-change", value_name = "KEY", requires = "resume")]
+    allowed_changes: Vec<String>,
 
     #[command(flatten)]
     device: DeviceArguments,
@@ -45,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let (folder, settings) = match &arguments.resume {
         // By its own name: `latest` is a link that is about to be set.
         Some(run) => {
-            let settings = retort_trainer::settings(run)?;
+            let settings = resumed(run, arguments)?;
             (run.canonicalize()?, settings)
         }
         None => new_run(arguments)?,
@@ -60,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let run = Run {
         settings: &settings,
         folder: &folder,
+        allowed_changes: &arguments.allowed_changes,
         base: &base.folder,
         device: &device,
     };
@@ -100,8 +106,21 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a run is to go on with.
+fn resumed(run: &Path, arguments: &Arguments) -> anyhow::Result<TrainSettings> {
+    let overrides = &arguments.overrides;
+    // Also where other settings are given: it says whether the folder is a run's.
+    let of_run = retort_trainer::settings(run, overrides)?;
+    match &arguments.config {
+        Some(config) => Ok(settings::read(config, overrides)?),
+        None => Ok(of_run),
+    }
+}
+
 fn new_run(arguments: &Arguments) -> anyhow::Result<(PathBuf, TrainSettings)> {
-    let settings: TrainSettings = settings::read(&arguments.config, &arguments.overrides)?;
+    let config = arguments.config.as_deref();
+    let config = config.unwrap_or(Path::new("configs/demo.toml"));
+    let settings: TrainSettings = settings::read(config, &arguments.overrides)?;
     settings.check()?;
     let folder = arguments.out.clone().unwrap_or_else(|| {
         let now = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S");
@@ -163,6 +182,11 @@ impl Display {
             Event::Evaluated { step, ndcg, best } => {
                 let best = if *best { " (best so far)" } else { "" };
                 self.say(&format!("step {step} | dev nDCG@10 {ndcg:.4}{best}"));
+            }
+            Event::Stopped { step, since_best } => {
+                self.say(&format!(
+                    "step {step} | stopped: {since_best} evaluations without a better one"
+                ));
             }
             Event::Step(made) => {
                 self.pairs += made.pairs;

@@ -7,11 +7,9 @@ mod common;
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 use common::{SmallJob, fail, retort, stdout, succeed};
-use retort_data::label_set;
 use serde_json::{Value, json};
 
 fn read_json(path: &Path) -> Value {
@@ -204,119 +202,31 @@ fn every_architecture_trains_and_serves_with_the_layers_it_keeps() {
     }
 }
 
-/// Killed both within a checkpoint's interval and right after one, maybe while one is written.
+/// Four times eight queries are thirty-two, whatever each part of them weighs.
 #[test]
-fn a_killed_run_that_is_resumed_ends_as_an_uninterrupted_one() {
-    // With dropout one thread makes a step, without it all cores do.
-    for dropout in ["model.dropout=0.1", "model.dropout=0.0"] {
-        let job = SmallJob::new();
-        let train = |run: &str| {
-            let mut command = job.train(run);
-            command.args(["--set", dropout]);
-            command
-        };
-        succeed(&mut train("whole"));
-        let metrics = |run: &str| {
-            let text = std::fs::read_to_string(job.path(run).join("metrics.jsonl"));
-            text.unwrap_or_default()
-        };
-        let steps = |run: &str| metrics(run).matches("\"loss\"").count();
-        let all = steps("whole");
-        assert!(all > 15, "{all} steps");
-
-        let mut child = quiet(&mut train("killed"));
-        let mut kept = Vec::new();
-        for kill_after in [3, 10, 12] {
-            let patience = Instant::now();
-            while steps("killed") < kill_after {
-                assert!(
-                    patience.elapsed() < Duration::from_mins(5),
-                    "no step {kill_after}"
-                );
-                assert!(
-                    child.try_wait().unwrap().is_none(),
-                    "ended before it was killed"
-                );
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let last = last_checkpoint(&job.path("killed"));
-            assert!(kill_after < 10 || last > 0, "no checkpoint");
-            kept.push(lines_up_to(&metrics("killed"), last));
-            let mut resume = retort();
-            resume
-                .args(["train", "--device", "cpu", "--resume"])
-                .arg(job.path("killed"));
-            child = quiet(&mut resume);
-        }
-        assert!(child.wait().unwrap().success());
-
-        assert_eq!(steps("killed"), all);
-        // What was made before a kill is not made again: each line has the time its step took.
-        for kept in kept {
-            assert!(metrics("killed").starts_with(&kept), "{kept}");
-        }
-        assert_eq!(
-            std::fs::read_to_string(job.path("whole/verdict.json")).unwrap(),
-            std::fs::read_to_string(job.path("killed/verdict.json")).unwrap()
-        );
-        let weights = |run: &str| {
-            let steps = job.path(run).join("steps");
-            let last = format!("{:06}", last_checkpoint(&job.path(run)));
-            std::fs::read(steps.join(last).join("model.safetensors")).unwrap()
-        };
-        assert!(weights("whole") == weights("killed"), "the weights differ");
-        // Nothing that a kill left behind.
-        for entry in std::fs::read_dir(job.path("killed/steps")).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(!name.starts_with('.'), "{name}");
-        }
-    }
-}
-
-fn quiet(command: &mut Command) -> Child {
-    command
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// The steps behind a run's last checkpoint.
-fn last_checkpoint(run: &Path) -> usize {
-    let Ok(folders) = std::fs::read_dir(run.join("steps")) else {
-        return 0;
-    };
-    folders
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
-        .max()
-        .unwrap_or(0)
-}
-
-/// The lines of a run's metrics about steps up to and with one.
-fn lines_up_to(metrics: &str, step: usize) -> String {
-    let made = |line: &&str| {
-        // A kill may tear the last line.
-        serde_json::from_str::<Value>(line)
-            .is_ok_and(|line| line["step"].as_u64().unwrap() <= step as u64)
-    };
-    metrics.split_inclusive('\n').take_while(made).collect()
-}
-
-#[test]
-fn a_run_is_not_resumed_with_other_data() {
+fn accumulated_steps_go_the_way_of_large_ones() {
     let job = SmallJob::new();
-    succeed(&mut job.train("run"));
-    let labels = job.path("labels");
-    let mut set = label_set::read(&labels).unwrap();
-    set.labels.pop();
-    std::fs::remove_dir_all(&labels).unwrap();
-    common::seal(&labels, set);
-    let mut resume = retort();
-    resume
-        .args(["train", "--device", "cpu", "--resume"])
-        .arg(job.path("run"));
-    let said = fail(&mut resume, 65);
-    assert!(said.contains("another content of the labels"), "{said}");
+    let losses = |run: &str, settings: [&str; 2]| {
+        let mut train = job.train(run);
+        train.args(["--set", "model.dropout=0.0"]);
+        for setting in settings {
+            train.args(["--set", setting]);
+        }
+        succeed(&mut train);
+        let metrics = std::fs::read_to_string(job.path(run).join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64();
+        metrics.lines().filter_map(loss).collect::<Vec<f64>>()
+    };
+    let large = losses(
+        "large",
+        ["schedule.queries_per_step=8", "schedule.accumulate=1"],
+    );
+    let small = losses(
+        "small",
+        ["schedule.queries_per_step=2", "schedule.accumulate=4"],
+    );
+    assert!(large.len() > 5 && large.len() == small.len());
+    for (large, small) in large.iter().zip(&small) {
+        assert!((large - small).abs() < 1e-4 * large, "{large} {small}");
+    }
 }

@@ -148,6 +148,27 @@ impl Names {
         }
     }
 
+    /// How many of `layers` layers are above the parameter of that name there; `None` of the head's.
+    pub(crate) fn layers_above(&self, name: &str, layers: usize) -> Option<usize> {
+        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+        if self.head.iter().any(|(_, there)| *there == module) {
+            return None;
+        }
+        if let Some(layer) = module
+            .split('.')
+            .find_map(|part| part.parse::<usize>().ok())
+        {
+            return Some(layers.saturating_sub(layer + 1));
+        }
+        let module = module.strip_prefix(self.prefix).unwrap_or(module);
+        let mut encoder = self.encoder.iter();
+        let is_above_all = encoder.any(|(here, there)| {
+            // ModernBERT's last norm.
+            *there == module && here.starts_with("encoder.stack.")
+        });
+        Some(if is_above_all { 0 } else { layers })
+    }
+
     /// The one form of the names that a parameter may be stored under: no prefix, no `gamma`, no
     /// `beta`.
     pub(crate) fn canonical(&self, name: &str) -> String {
@@ -206,6 +227,44 @@ mod tests {
             ),
         ] {
             assert_eq!(there(architecture, here), expected);
+        }
+    }
+
+    #[test]
+    fn depth_goes_by_names() {
+        let above = |architecture: Architecture, name| architecture.names().layers_above(name, 6);
+        for (architecture, name, expected) in [
+            (
+                Architecture::Bert,
+                "bert.embeddings.word_embeddings.weight",
+                Some(6),
+            ),
+            (
+                Architecture::Bert,
+                "bert.encoder.layer.0.output.dense.bias",
+                Some(5),
+            ),
+            (
+                Architecture::DistilBert,
+                "distilbert.transformer.layer.5.ffn.lin1.weight",
+                Some(0),
+            ),
+            (
+                Architecture::Electra,
+                "electra.embeddings_project.bias",
+                Some(6),
+            ),
+            (Architecture::ModernBert, "model.final_norm.weight", Some(0)),
+            (
+                Architecture::ModernBert,
+                "model.layers.4.mlp.Wo.weight",
+                Some(1),
+            ),
+            (Architecture::ModernBert, "head.norm.weight", None),
+            (Architecture::Bert, "bert.pooler.dense.weight", None),
+            (Architecture::Roberta, "classifier.out_proj.bias", None),
+        ] {
+            assert_eq!(above(architecture, name), expected, "{name}");
         }
     }
 

@@ -100,6 +100,13 @@ impl ModelConfig {
         }
     }
 
+    /// How many layers are above the parameter of that Hugging Face name: all above the embeddings,
+    /// none above the highest. `None` of the head's parameters.
+    pub fn layers_above(&self, name: &str) -> Option<usize> {
+        let names = self.architecture.names();
+        names.layers_above(name, self.num_hidden_layers)
+    }
+
     /// Whether it matters to the model which text of a pair a token is of.
     pub fn reads_segments(&self) -> bool {
         matches!(

@@ -32,16 +32,21 @@ impl Step {
         groups.flat_map(|(number, group)| group.examples.iter().map(move |e| (number, *e)))
     }
 
-    /// The places of these documents in runs of whole groups: at most `count` runs of nearly one
-    /// number of groups, none empty.
-    pub(crate) fn shards(&self, count: usize) -> Vec<Range<usize>> {
+    /// The places of these documents, in parts of at most so many groups, to be computed one after
+    /// another; each in shards to be computed side by side: at most `shards`, of nearly one number of
+    /// groups, none empty.
+    pub(crate) fn parts(&self, groups: usize, shards: usize) -> Vec<Vec<Range<usize>>> {
         let mut end = 0;
+        let mut places = |groups: &[Group]| {
+            let start = end;
+            end += groups.iter().map(|g| g.examples.len()).sum::<usize>();
+            start..end
+        };
         self.groups
-            .chunks(self.groups.len().div_ceil(count.max(1)).max(1))
-            .map(|groups| {
-                let start = end;
-                end += groups.iter().map(|g| g.examples.len()).sum::<usize>();
-                start..end
+            .chunks(groups.max(1))
+            .map(|part| {
+                let size = part.len().div_ceil(shards.max(1));
+                part.chunks(size).map(&mut places).collect()
             })
             .collect()
     }
@@ -72,7 +77,7 @@ pub(crate) fn epoch(
         }
     }
     groups.shuffle(&mut rng);
-    let steps = groups.chunks(settings.queries_per_step);
+    let steps = groups.chunks(settings.queries_per_update());
     steps
         .map(|groups| Step {
             groups: groups.to_vec(),
@@ -84,7 +89,7 @@ pub(crate) fn epoch(
 pub(crate) fn steps_per_epoch(dataset: &Dataset, settings: &ScheduleSettings) -> usize {
     let groups_of = |query: &QueryExamples| group_sizes(query.examples.len(), settings).len();
     let groups: usize = dataset.queries.iter().map(groups_of).sum();
-    groups.div_ceil(settings.queries_per_step)
+    groups.div_ceil(settings.queries_per_update())
 }
 
 /// The sizes of the groups that `count` documents are cut into: nearly one size, none above the
@@ -96,6 +101,8 @@ fn group_sizes(count: usize, settings: &ScheduleSettings) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn dataset(sizes: &[usize]) -> Dataset {
@@ -120,11 +127,9 @@ mod tests {
 
     fn schedule() -> ScheduleSettings {
         ScheduleSettings {
-            epochs: 1,
             documents_per_query: 8,
             queries_per_step: 2,
-            warmup: 0.1,
-            tokens_per_pass: 100,
+            ..ScheduleSettings::of_tests()
         }
     }
 
@@ -160,7 +165,24 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_whole_groups_and_all_of_them() {
+    fn small_steps_that_are_accumulated_are_one_large_step() {
+        let dataset = dataset(&[20, 3, 9, 1]);
+        let (small, large) = (
+            ScheduleSettings {
+                accumulate: 3,
+                ..schedule()
+            },
+            ScheduleSettings {
+                queries_per_step: 6,
+                ..schedule()
+            },
+        );
+        assert_eq!(epoch(&dataset, &small, 7, 0), epoch(&dataset, &large, 7, 0));
+        assert_eq!(steps_per_epoch(&dataset, &small), 2);
+    }
+
+    #[test]
+    fn parts_and_shards_are_whole_groups_and_all_of_them() {
         let dataset = dataset(&[20, 3, 9, 1]);
         let schedule = ScheduleSettings {
             queries_per_step: 5,
@@ -168,21 +190,23 @@ mod tests {
         };
         for step in epoch(&dataset, &schedule, 7, 0) {
             let documents: Vec<(usize, usize)> = step.documents().collect();
-            for count in [0, 1, 2, 3, 9] {
-                let shards = step.shards(count);
-                assert!(shards.len() <= count.max(1));
-                let places: Vec<usize> = shards.iter().cloned().flatten().collect();
-                assert_eq!(places, (0..documents.len()).collect::<Vec<_>>());
-                for shard in &shards {
-                    let group = |place: usize| documents[place].0;
-                    let cuts = [shard.start, shard.end];
-                    let inside = |cut: &usize| *cut > 0 && *cut < documents.len();
-                    assert!(!shard.is_empty());
-                    assert!(
-                        cuts.iter()
-                            .filter(|cut| inside(cut))
-                            .all(|cut| group(cut - 1) != group(*cut))
-                    );
+            let group = |place: usize| documents[place].0;
+            for (groups, count) in [(1, 1), (2, 2), (3, 1), (9, 0), (9, 2), (9, 9)] {
+                let parts = step.parts(groups, count);
+                assert_eq!(parts.len(), step.groups.len().div_ceil(groups));
+                let places = parts.iter().flatten().cloned().flatten();
+                assert!(places.eq(0..documents.len()));
+                for shards in &parts {
+                    assert!(shards.len() <= count.max(1));
+                    let of_part = || shards.iter().cloned().flatten().map(group);
+                    let several: BTreeSet<usize> = of_part().collect();
+                    assert!(several.len() <= groups);
+                    for shard in shards {
+                        assert!(!shard.is_empty());
+                        let cuts = [shard.start, shard.end].into_iter();
+                        let mut inside = cuts.filter(|cut| *cut > 0 && *cut < documents.len());
+                        assert!(inside.all(|cut| group(cut - 1) != group(cut)));
+                    }
                 }
             }
         }

@@ -1,12 +1,12 @@
 //! Checkpoints: a folder a checkpoint, whole or absent, named by the steps behind it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use retort_model::CrossEncoder;
 use serde::{Deserialize, Serialize};
 
-use crate::optimizer::AdamW;
+use crate::learner::{FOR_TRAINING, Learner};
 use crate::settings::TrainSettings;
 use crate::{Error, Result};
 
@@ -20,6 +20,28 @@ pub(crate) struct State {
     pub(crate) best_ndcg: f64,
     /// The step it was measured after.
     pub(crate) best_step: usize,
+    /// Evaluations since.
+    #[serde(default)]
+    pub(crate) since_best: usize,
+}
+
+impl State {
+    /// After one more evaluation.
+    pub(crate) fn evaluated(before: Option<Self>, step: usize, ndcg: f64) -> Self {
+        match before {
+            Some(before) if ndcg <= before.best_ndcg => Self {
+                step,
+                since_best: before.since_best + 1,
+                ..before
+            },
+            _ => Self {
+                step,
+                best_ndcg: ndcg,
+                best_step: step,
+                since_best: 0,
+            },
+        }
+    }
 }
 
 /// The files of a model folder beside its weights: what a tokenizer needs, copied as they are.
@@ -30,60 +52,82 @@ const TOKENIZER_FILES: [&str; 4] = [
     "vocab.txt",
 ];
 
-const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
-/// Writes a checkpoint, then removes those that are neither the best nor this one.
+/// Writes a checkpoint, then removes those that are neither among the last `keep` nor the best of
+/// one of them.
 pub(crate) fn save(
     run: &Path,
     base: &Path,
-    student: &CrossEncoder,
-    optimizer: &AdamW,
+    learner: &Learner,
     state: State,
+    keep: usize,
 ) -> Result<()> {
     let folder = folder(run, state.step);
     if folder.exists() {
         return Ok(());
     }
     retort_files::write_new_directory::<Error>(&folder, |folder| {
-        student.save(&folder.join("model.safetensors"))?;
-        let config = student.config().to_serving_json();
+        learner.save(folder)?;
+        let config = learner.model().config().to_serving_json();
         fs::write(folder.join("config.json"), format!("{config:#}\n"))?;
         for name in TOKENIZER_FILES {
             if base.join(name).exists() {
                 fs::copy(base.join(name), folder.join(name))?;
             }
         }
-        optimizer.save(&folder.join(OPTIMIZER))?;
         fs::write(folder.join(STATE), to_json(&state))?;
         Ok(())
     })?;
-    for step in steps(run)? {
-        if step != state.step && step != state.best_step {
-            fs::remove_dir_all(self::folder(run, step))?;
-        }
+    remove_old(run, keep)
+}
+
+fn remove_old(run: &Path, keep: usize) -> Result<()> {
+    let mut steps = steps(run)?;
+    let last = steps.split_off(steps.len().saturating_sub(keep));
+    let mut best = BTreeSet::new();
+    for step in last {
+        best.insert(state(&folder(run, step))?.best_step);
     }
-    let best_optimizer = self::folder(run, state.best_step).join(OPTIMIZER);
-    if state.best_step != state.step && best_optimizer.exists() {
-        // Twice the weights' size, and nothing resumes from any but the last checkpoint.
-        fs::remove_file(best_optimizer)?;
+    for step in steps {
+        let folder = folder(run, step);
+        if !best.contains(&step) {
+            fs::remove_dir_all(&folder)?;
+            continue;
+        }
+        for name in FOR_TRAINING {
+            // Up to three times the model's size, and only the last are resumed from.
+            if folder.join(name).exists() {
+                fs::remove_file(folder.join(name))?;
+            }
+        }
     }
     Ok(())
 }
 
 /// The last checkpoint: its folder and state. `None` before the first.
 pub(crate) fn last(run: &Path) -> Result<Option<(PathBuf, State)>> {
-    let Some(step) = steps(run)?.into_iter().max() else {
+    let Some(step) = steps(run)?.pop() else {
         return Ok(None);
     };
     let folder = folder(run, step);
-    let state = read_json(&folder.join(STATE))?;
+    let state = state(&folder)?;
     Ok(Some((folder, state)))
 }
 
-/// The optimiser of a checkpoint.
-pub(crate) fn optimizer_file(folder: &Path) -> PathBuf {
-    folder.join(OPTIMIZER)
+/// Removes what was being written, and what was not yet removed, when a process was killed.
+pub(crate) fn tidy(run: &Path, keep: usize) -> Result<()> {
+    for entry in fs::read_dir(run.join("steps"))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    remove_old(run, keep)
+}
+
+fn state(folder: &Path) -> Result<State> {
+    read_json(&folder.join(STATE))
 }
 
 /// The model folder of a run's best checkpoint, in the Hugging Face layout.
@@ -98,11 +142,11 @@ pub fn best_model(run: &Path) -> Result<PathBuf> {
     Ok(folder(run, state.best_step))
 }
 
-/// The settings a run was started with.
+/// The settings a run was started with, some of them overridden by `section.key=value`.
 ///
 /// # Errors
 /// When the folder is not a run's, or its settings can't be read.
-pub fn settings(run: &Path) -> Result<TrainSettings> {
+pub fn settings(run: &Path, overrides: &[String]) -> Result<TrainSettings> {
     let path = run.join(SETTINGS);
     if !path.exists() {
         return Err(Error::Run {
@@ -110,13 +154,13 @@ pub fn settings(run: &Path) -> Result<TrainSettings> {
             problem: format!("is no run: it has no {SETTINGS}"),
         });
     }
-    Ok(retort_data::settings::read(&path, &[])?)
+    Ok(retort_data::settings::read(&path, overrides)?)
 }
 
 /// Where a run keeps its settings.
 pub(crate) const SETTINGS: &str = "config.toml";
 
-/// The numbers of a run's checkpoints.
+/// The numbers of a run's checkpoints, in their order.
 fn steps(run: &Path) -> Result<Vec<usize>> {
     let folder = run.join("steps");
     if !folder.exists() {
@@ -133,6 +177,7 @@ fn steps(run: &Path) -> Result<Vec<usize>> {
             steps.push(step);
         }
     }
+    steps.sort_unstable();
     Ok(steps)
 }
 
@@ -154,4 +199,49 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
         folder: path.to_owned(),
         problem: error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_without_a_better_one_are_counted() {
+        let mut state = None;
+        let mut since = Vec::new();
+        for (step, ndcg) in [0.3, 0.5, 0.5, 0.4, 0.6, 0.1].into_iter().enumerate() {
+            let now = State::evaluated(state, step, ndcg);
+            since.push((now.best_step, now.since_best));
+            state = Some(now);
+        }
+        assert_eq!(since, [(0, 0), (1, 0), (1, 1), (1, 2), (4, 0), (4, 1)]);
+    }
+
+    #[test]
+    fn the_last_are_kept_whole_and_the_best_of_each_as_a_model() {
+        let run = tempfile::tempdir().unwrap();
+        let steps = run.path().join("steps");
+        let mut now = None;
+        for (step, ndcg) in [0.9, 0.3, 0.95, 0.4, 0.5, 0.99].into_iter().enumerate() {
+            let state = State::evaluated(now, step, ndcg);
+            let folder = folder(run.path(), step);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(STATE), to_json(&state)).unwrap();
+            for name in FOR_TRAINING {
+                fs::write(folder.join(name), "").unwrap();
+            }
+            remove_old(run.path(), 2).unwrap();
+            now = Some(state);
+        }
+        let kept = |step: usize| {
+            let folder = folder(run.path(), step);
+            (folder.exists(), folder.join(FOR_TRAINING[0]).exists())
+        };
+        // 4 and 5 are the last, and the best of 4 was 2: who goes back to 4 will need it.
+        assert_eq!(fs::read_dir(&steps).unwrap().count(), 3);
+        assert_eq!(
+            [2, 4, 5].map(kept),
+            [(true, false), (true, true), (true, true)]
+        );
+    }
 }

@@ -1,5 +1,8 @@
+use std::fmt::Write as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::start::Change;
 
 /// What can stop a training run.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,15 @@ pub enum Error {
         queries: String,
     },
 
+    /// A run would go on with other settings or inputs than it was started with.
+    #[error("{}", changed(folder, changes))]
+    Changed {
+        /// The run's folder.
+        folder: PathBuf,
+        /// What differs, and may not.
+        changes: Vec<Change>,
+    },
+
     /// A run's folder can't be gone on with.
     #[error("{}: {problem}", folder.display())]
     Run {
@@ -50,6 +62,16 @@ pub enum Error {
         /// What is wrong and how to go on.
         problem: String,
     },
+}
+
+fn changed(folder: &Path, changes: &[Change]) -> String {
+    let mut text = format!("{}: was started with something else", folder.display());
+    let mut flags = String::new();
+    for change in changes {
+        let _ = write!(text, "\n  {change}");
+        let _ = write!(flags, " --allow-change {}", change.key);
+    }
+    text + "\nput back what it was, start a new run, or go on all the same:" + &flags
 }
 
 /// The result of this crate's functions.

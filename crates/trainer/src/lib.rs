@@ -6,7 +6,8 @@
 //! config.toml       the settings as they were resolved
 //! inputs.json       digests of what the run was made from
 //! metrics.jsonl     one line a step, one a dev evaluation
-//! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state
+//! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state, and the
+//!                   weights that training goes on from where the model is their average
 //! verdict.json      what the student is worth on the test queries
 //! ```
 //!
@@ -18,20 +19,30 @@ mod checkpoint;
 mod dataset;
 mod error;
 mod evaluation;
+mod event;
+mod gradients;
+mod inputs;
+mod learner;
 pub mod loss;
+mod metrics;
 mod optimizer;
 mod schedule;
 mod settings;
+mod start;
 mod step;
 mod train;
+mod vectors;
 mod verdict;
 
 pub use checkpoint::{best_model, settings};
 pub use error::{Error, Result};
-pub use optimizer::{AdamW, NamedGradients};
+pub use event::{Event, Outcome, StepReport};
+pub use gradients::NamedGradients;
+pub use optimizer::AdamW;
 pub use settings::{
-    DataSettings, EvaluationSettings, LossSettings, ModelSettings, OptimizerSettings,
+    DataSettings, Decay, EvaluationSettings, LossSettings, ModelSettings, OptimizerSettings,
     ScheduleSettings, TrainSettings, VerdictSettings,
 };
-pub use train::{Event, Outcome, Run, StepReport, train};
+pub use start::Change;
+pub use train::{Run, train};
 pub use verdict::{System, Verdict};

@@ -1,4 +1,4 @@
-use std::ops::Range;
+use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,18 @@ pub struct OptimizerSettings {
     /// Gradients are scaled down to this norm, taken over all parameters together.
     #[serde(default = "OptimizerSettings::max_grad_norm")]
     pub max_grad_norm: f64,
+    /// The learning rate of a layer as a share of the next layer's; the embeddings are below the
+    /// lowest, and the highest has the learning rate itself.
+    #[serde(default = "OptimizerSettings::one")]
+    pub layer_decay: f64,
+    /// The head's learning rate over that of the highest layer: it is new, the layers are not.
+    #[serde(default = "OptimizerSettings::one")]
+    pub head_factor: f64,
+    /// How much of itself a moving average of the weights keeps at each update; at update `t` no more
+    /// than `(1 + t) / (10 + t)`, so that the beginning is soon forgotten. The average is what is
+    /// evaluated and exported. 0 for none.
+    #[serde(default)]
+    pub ema: f64,
 }
 
 impl OptimizerSettings {
@@ -176,6 +188,10 @@ impl OptimizerSettings {
     fn max_grad_norm() -> f64 {
         1.0
     }
+
+    fn one() -> f64 {
+        1.0
+    }
 }
 
 /// `[schedule]`
@@ -186,13 +202,56 @@ pub struct ScheduleSettings {
     pub epochs: usize,
     /// Documents of one query that are compared with one another in a step.
     pub documents_per_query: usize,
-    /// Queries in a step: lower this first when memory runs out.
+    /// Queries whose gradients are computed together: lower this first when memory runs out.
     pub queries_per_step: usize,
+    /// How many times `queries_per_step` queries a step has: their gradients add up to those of one
+    /// large step, in the memory of a small one.
+    #[serde(default = "ScheduleSettings::one")]
+    pub accumulate: usize,
     /// The share of all steps over which the learning rate rises from 0; then it falls to 0.
     pub warmup: f64,
+    /// How it falls.
+    #[serde(default)]
+    pub decay: Decay,
     /// Padded tokens in one forward pass: a step's pairs are sorted by length into as many passes
     /// as they need.
     pub tokens_per_pass: usize,
+}
+
+impl ScheduleSettings {
+    fn one() -> usize {
+        1
+    }
+
+    /// Something for tests to start from.
+    #[cfg(test)]
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            epochs: 1,
+            documents_per_query: 10,
+            queries_per_step: 4,
+            accumulate: 1,
+            warmup: 0.1,
+            decay: Decay::Linear,
+            tokens_per_pass: 100,
+        }
+    }
+
+    /// Queries whose gradients make up one update.
+    pub(crate) fn queries_per_update(&self) -> usize {
+        self.queries_per_step.saturating_mul(self.accumulate)
+    }
+}
+
+/// How a learning rate falls from its peak to 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// By the same at each step.
+    #[default]
+    Linear,
+    /// As a cosine falls from 1 to −1: slowly at first and in the end.
+    Cosine,
 }
 
 /// `[evaluation]`: on dev queries, while training.
@@ -205,6 +264,19 @@ pub struct EvaluationSettings {
     pub candidates: PathBuf,
     /// Steps between two evaluations; a checkpoint follows each, and the best is kept.
     pub every_steps: usize,
+    /// Training ends after so many evaluations in a row that were not better than the best before;
+    /// where this is absent, at its last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// How many of the last checkpoints are kept, besides the best.
+    #[serde(default = "EvaluationSettings::keep")]
+    pub keep: usize,
+}
+
+impl EvaluationSettings {
+    fn keep() -> usize {
+        1
+    }
 }
 
 /// `[verdict]`: on test queries, at the end.
@@ -238,9 +310,10 @@ impl TrainSettings {
         let Self {
             optimizer,
             schedule,
+            evaluation,
             ..
         } = self;
-        let whole = [
+        for (key, value, least) in [
             ("schedule.epochs", schedule.epochs, 1),
             (
                 "schedule.documents_per_query",
@@ -248,35 +321,47 @@ impl TrainSettings {
                 2,
             ),
             ("schedule.queries_per_step", schedule.queries_per_step, 1),
+            ("schedule.accumulate", schedule.accumulate, 1),
             ("schedule.tokens_per_pass", schedule.tokens_per_pass, 1),
-            ("evaluation.every_steps", self.evaluation.every_steps, 1),
-        ];
-        for (key, value, least) in whole {
+            ("evaluation.every_steps", evaluation.every_steps, 1),
+            ("evaluation.patience", evaluation.patience.unwrap_or(1), 1),
+            ("evaluation.keep", evaluation.keep, 1),
+        ] {
             if value < least {
                 let problem = format!("is {value}, must be at least {least}");
                 return Err(Error::Setting { key, problem });
             }
         }
-        let real = [
-            ("model.dropout", self.model.dropout, 0.0..1.0),
-            ("optimizer.learning_rate", optimizer.learning_rate, 0.0..1.0),
-            ("optimizer.weight_decay", optimizer.weight_decay, 0.0..1.0),
-            ("optimizer.betas", optimizer.betas[0], 0.0..1.0),
-            ("optimizer.betas", optimizer.betas[1], 0.0..1.0),
-            (
-                "optimizer.epsilon",
-                optimizer.epsilon,
-                f64::MIN_POSITIVE..1.0,
-            ),
+        for (key, share) in [
+            ("model.dropout", self.model.dropout),
+            ("optimizer.learning_rate", optimizer.learning_rate),
+            ("optimizer.weight_decay", optimizer.weight_decay),
+            ("optimizer.betas", optimizer.betas[0]),
+            ("optimizer.betas", optimizer.betas[1]),
+            ("optimizer.ema", optimizer.ema),
+            ("schedule.warmup", schedule.warmup),
+        ] {
+            in_range(key, share, &(0.0..1.0))?;
+        }
+        for (key, value, highest) in [
+            ("optimizer.epsilon", optimizer.epsilon, Bound::Excluded(1.0)),
             (
                 "optimizer.max_grad_norm",
                 optimizer.max_grad_norm,
-                f64::MIN_POSITIVE..f64::INFINITY,
+                Bound::Excluded(f64::INFINITY),
             ),
-            ("schedule.warmup", schedule.warmup, 0.0..1.0),
-        ];
-        for (key, value, range) in real {
-            in_range(key, value, &range)?;
+            (
+                "optimizer.layer_decay",
+                optimizer.layer_decay,
+                Bound::Included(1.0),
+            ),
+            (
+                "optimizer.head_factor",
+                optimizer.head_factor,
+                Bound::Excluded(1000.0),
+            ),
+        ] {
+            in_range(key, value, &(Bound::Excluded(0.0), highest))?;
         }
         self.loss.check()?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -291,14 +376,21 @@ impl TrainSettings {
     }
 }
 
-fn in_range(key: &'static str, value: f64, range: &Range<f64>) -> Result<()> {
+fn in_range(key: &'static str, value: f64, range: &impl RangeBounds<f64>) -> Result<()> {
     if range.contains(&value) {
         return Ok(());
     }
-    let problem = format!(
-        "is {value}, must be from {} to below {}",
-        range.start, range.end
-    );
+    let from = match range.start_bound() {
+        Bound::Included(least) => format!("from {least}"),
+        Bound::Excluded(below) => format!("above {below}"),
+        Bound::Unbounded => String::new(),
+    };
+    let to = match range.end_bound() {
+        Bound::Included(most) => format!("to {most}"),
+        Bound::Excluded(above) => format!("to below {above}"),
+        Bound::Unbounded => String::new(),
+    };
+    let problem = format!("is {value}, must be {from} {to}");
     Err(Error::Setting { key, problem })
 }
 
@@ -347,8 +439,39 @@ mod tests {
     }
 
     #[test]
-    fn losses_have_ranges() {
+    fn the_demo_is_trained_as_before_there_was_a_choice() {
+        let TrainSettings {
+            optimizer,
+            schedule,
+            evaluation,
+            ..
+        } = demo(&[]).unwrap();
+        let factors = [optimizer.layer_decay, optimizer.head_factor, optimizer.ema];
+        assert!(
+            factors
+                .iter()
+                .zip([1.0, 1.0, 0.0])
+                .all(|(a, b)| a.total_cmp(&b).is_eq())
+        );
+        assert_eq!((schedule.accumulate, schedule.decay), (1, Decay::Linear));
+        assert_eq!((evaluation.patience, evaluation.keep), (None, 1));
+    }
+
+    #[test]
+    fn settings_have_ranges() {
         for (setting, expected) in [
+            (
+                "optimizer.layer_decay=1.5",
+                "optimizer.layer_decay: is 1.5, must be above 0 to 1",
+            ),
+            (
+                "optimizer.head_factor=0.0",
+                "optimizer.head_factor: is 0, must be above 0 to below 1000",
+            ),
+            ("optimizer.ema=1.0", "optimizer.ema: is 1, must be from 0"),
+            ("schedule.accumulate=0", "must be at least 1"),
+            ("evaluation.patience=0", "must be at least 1"),
+            ("evaluation.keep=0", "must be at least 1"),
             ("loss.kl=-0.5", "loss.kl: is -0.5, must be from 0 to"),
             (
                 "loss.temperature=0.0",

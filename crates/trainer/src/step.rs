@@ -9,10 +9,11 @@ use retort_model::{Batch, CrossEncoder, Encoded, HostBert, length_buckets};
 
 use crate::batches::Step;
 use crate::dataset::Dataset;
+use crate::event::StepReport;
+use crate::gradients::NamedGradients;
+use crate::learner::Learner;
 use crate::loss::{self, Judged};
-use crate::optimizer::{AdamW, NamedGradients};
 use crate::settings::TrainSettings;
-use crate::train::StepReport;
 use crate::{Error, Result};
 
 /// What a step is made with.
@@ -29,27 +30,24 @@ impl StepContext<'_> {
     /// One update: forward, the loss, backward; then AdamW.
     pub(crate) fn make(
         &self,
-        student: CrossEncoder,
-        optimizer: &mut AdamW,
+        learner: Learner,
         step: &Step,
         learning_rate: f64,
         device: &Device,
-    ) -> Result<(CrossEncoder, StepReport)> {
+    ) -> Result<(Learner, StepReport)> {
         let started = Instant::now();
         let whole = Documents::of(step, self.dataset);
-        let part = match HostBert::of(&student) {
-            Some(host) => self.on_host(&host, &whole, device)?,
-            None => self.on_device(&student, step, &whole, device)?,
-        };
         let Part {
             loss,
             computed_tokens,
             gradients,
-        } = part;
+        } = self
+            .gradients(learner.student(), step, &whole, device)?
+            .ok_or_else(|| self.not_finite("loss", f64::NAN, step))?;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
-        let (student, norm) = optimizer.step(student, gradients, learning_rate);
+        let (learner, norm) = learner.update(gradients, learning_rate);
         if !norm.is_finite() {
             return Err(self.not_finite("gradient norm", norm, step));
         }
@@ -64,33 +62,57 @@ impl StepContext<'_> {
             seconds: started.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
-        Ok((student, report))
+        Ok((learner, report))
+    }
+
+    /// The loss and its gradients; `None` of a step without documents.
+    fn gradients(
+        &self,
+        student: &CrossEncoder,
+        step: &Step,
+        whole: &Documents,
+        device: &Device,
+    ) -> Result<Option<Part>> {
+        match HostBert::of(student) {
+            Some(host) => self.on_host(&host, step, whole, device),
+            None => self.on_device(student, step, whole, device),
+        }
     }
 
     /// Where the model has passes of its own.
-    fn on_host(&self, host: &HostBert, whole: &Documents, device: &Device) -> Result<Part> {
-        let examples = whole.examples.iter();
-        let inputs: Vec<&Encoded> = examples
-            .map(|example| &self.dataset.pairs[*example])
-            .collect();
-        let tokens_per_block = self.settings.schedule.tokens_per_pass;
-        let threads = retort_model::parallelism(device);
-        let seed = self.dropout_seed();
-        let pass = host.forward(&inputs, threads, tokens_per_block, seed);
-        let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
-        let loss = loss::weighted_sum(&scores, &whole.judged, &self.settings.loss);
-        let value = number(loss.clone())?;
-        let slopes = match scores.grad(&loss.backward()) {
-            Some(slopes) => numbers(slopes)?,
-            // A loss that no score moves.
-            None => vec![0.0; inputs.len()],
-        };
-        let gradients = host.backward(&pass, &slopes);
-        Ok(Part {
-            loss: value,
-            computed_tokens: inputs.iter().map(|input| input.len()).sum(),
-            gradients: NamedGradients::of_host(gradients, &device.clone().without_autodiff()),
-        })
+    fn on_host(
+        &self,
+        host: &HostBert,
+        step: &Step,
+        whole: &Documents,
+        device: &Device,
+    ) -> Result<Option<Part>> {
+        let schedule = &self.settings.schedule;
+        let parts = step.parts(schedule.queries_per_step, 1);
+        sum(parts.into_iter().flatten().enumerate().map(|(number, places)| {
+            let part = whole.part(places);
+            let examples = part.examples.iter();
+            let inputs: Vec<&Encoded> = examples
+                .map(|example| &self.dataset.pairs[*example])
+                .collect();
+            let threads = retort_model::parallelism(device);
+            let seed = self.dropout_seed() ^ ((number as u64) << 52);
+            let pass = host.forward(&inputs, threads, schedule.tokens_per_pass, seed);
+            let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
+            let loss = loss::weighted_sum(&scores, &part.judged, &self.settings.loss);
+            let value = number(loss.clone())?;
+            let slopes = match scores.grad(&loss.backward()) {
+                Some(slopes) => numbers(slopes)?,
+                // A loss that no score moves.
+                None => vec![0.0; inputs.len()],
+            };
+            let gradients = host.backward(&pass, &slopes);
+            Ok(Part {
+                loss: value,
+                computed_tokens: inputs.iter().map(|input| input.len()).sum(),
+                gradients: NamedGradients::of_host(gradients, &device.clone().without_autodiff()),
+            })
+        }))
     }
 
     /// Where Burn computes: in shards side by side, if that pays.
@@ -100,7 +122,7 @@ impl StepContext<'_> {
         step: &Step,
         whole: &Documents,
         device: &Device,
-    ) -> Result<Part> {
+    ) -> Result<Option<Part>> {
         // Dropout draws from one generator: in which order, two threads would leave to chance.
         let threads = if self.settings.model.dropout > 0.0 {
             device.seed(self.dropout_seed());
@@ -108,23 +130,13 @@ impl StepContext<'_> {
         } else {
             retort_model::parallelism(device)
         };
-        let shards: Vec<Documents> = step
-            .shards(threads)
-            .into_iter()
-            .map(|places| whole.part(places))
-            .collect();
-        let parts = retort_model::parallel_map(&shards, threads, |shard| {
-            self.backward(&student.fork(), shard, device)
-        });
-        let mut sum = None::<Part>;
-        for part in parts {
-            let part = part?;
-            sum = Some(match sum {
-                None => part,
-                Some(sum) => sum.plus(part),
-            });
-        }
-        sum.ok_or_else(|| self.not_finite("loss", f64::NAN, step))
+        let parts = step.parts(self.settings.schedule.queries_per_step, threads);
+        sum(parts.into_iter().flat_map(|shards| {
+            let shards: Vec<Documents> = shards.into_iter().map(|s| whole.part(s)).collect();
+            retort_model::parallel_map(&shards, threads, |shard| {
+                self.backward(&student.fork(), shard, device)
+            })
+        }))
     }
 
     /// Forward in passes over pairs of like length, the shard's part of the loss, and backward.
@@ -223,6 +235,17 @@ impl Part {
     }
 }
 
+/// Of parts that are computed as they are asked for: no more is in memory than one and the sum.
+fn sum(mut parts: impl Iterator<Item = Result<Part>>) -> Result<Option<Part>> {
+    parts.try_fold(None, |sum: Option<Part>, part| {
+        let part = part?;
+        Ok(Some(match sum {
+            None => part,
+            Some(sum) => sum.plus(part),
+        }))
+    })
+}
+
 fn number(tensor: Tensor<1>) -> Result<f64> {
     let first = numbers(tensor)?.first().copied();
     Ok(first.map_or(f64::NAN, f64::from))
@@ -232,4 +255,95 @@ fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>> {
     tensor
         .try_into_vec_as()
         .map_err(|error| Error::Model(retort_model::Error::from(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use retort_model::{Head, PairTokenizer};
+
+    use super::*;
+    use crate::batches;
+    use crate::dataset::QueryExamples;
+    use crate::loss::Target;
+
+    /// Queries of one to five documents, of which some tie and some are doubtful.
+    fn dataset(folder: &Path, queries: usize) -> Dataset {
+        let words = [
+            "the", "red", "drill", "of", "a", "bath", "towel", "in", "white",
+        ];
+        let words = |from: usize, count: usize| {
+            let word = |place| words[(from + place * 7) % words.len()];
+            (0..count).map(word).collect::<Vec<&str>>().join(" ")
+        };
+        let (mut texts, mut targets, mut of_queries) = (Vec::new(), Vec::new(), Vec::new());
+        for query in 0..queries {
+            let first = texts.len();
+            for document in 0..=query % 5 {
+                texts.push((words(query, 2), words(query + document, 1 + 3 * document)));
+                let grade = ((query + 2 * document) % 4) as f32;
+                targets.push(Target {
+                    logit: 2.0 * grade - 3.0,
+                    grade,
+                    doubt: (document % 3) as f32,
+                });
+            }
+            of_queries.push(QueryExamples {
+                id: query.to_string(),
+                examples: (first..texts.len()).collect(),
+            });
+        }
+        let pairs: Vec<(&str, &str)> = texts.iter().map(|(q, d)| (&**q, &**d)).collect();
+        let tokenizer = PairTokenizer::open(folder, 32).unwrap();
+        Dataset {
+            pairs: tokenizer.encode_pairs(&pairs).unwrap(),
+            targets,
+            queries: of_queries,
+        }
+    }
+
+    /// The first step's loss and gradients.
+    fn first(dataset: &Dataset, student: &CrossEncoder, schedule: [&str; 2]) -> Part {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let overrides = [schedule[0], schedule[1], "loss.ranknet=1.0"].map(str::to_owned);
+        let settings = retort_data::settings::read(&root.join("configs/demo.toml"), &overrides);
+        let settings: TrainSettings = settings.unwrap();
+        let steps = batches::epoch(dataset, &settings.schedule, 7, 0);
+        let context = StepContext {
+            dataset,
+            settings: &settings,
+            number: 1,
+            steps: 1,
+        };
+        let whole = Documents::of(&steps[0], dataset);
+        let part = context.gradients(student, &steps[0], &whole, &student.device());
+        part.unwrap().unwrap()
+    }
+
+    /// By hand (BERT) and in Burn (ELECTRA).
+    #[test]
+    fn four_parts_of_eight_queries_are_a_step_of_thirty_two() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        for name in ["bert", "family/electra"] {
+            let folder = golden.join(name);
+            let device = Device::flex().autodiff();
+            let head = Head::New { seed: 1 };
+            let student = CrossEncoder::load(&folder, head, Some(0.0), &device).unwrap();
+            let dataset = dataset(&folder, 32);
+            let part = |schedule| first(&dataset, &student, schedule);
+            let large = part(["schedule.queries_per_step=32", "schedule.accumulate=1"]);
+            let small = part(["schedule.queries_per_step=8", "schedule.accumulate=4"]);
+            assert!((large.loss - small.loss).abs() < 1e-5 * large.loss);
+            assert!(large.gradients.norm() > 0.01);
+            let tolerance = 1e-5 * large.gradients.norm();
+            for (name, large) in &large.gradients.by_name {
+                let small = numbers(small.gradients.by_name[name].clone()).unwrap();
+                for (large, small) in numbers(large.clone()).unwrap().iter().zip(&small) {
+                    let difference = f64::from((large - small).abs());
+                    assert!(difference < tolerance, "{name}: {large} {small}");
+                }
+            }
+        }
+    }
 }

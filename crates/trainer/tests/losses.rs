@@ -228,13 +228,9 @@ fn learnt(loss: &str) -> f64 {
     } else {
         GAINS
     };
-    let mut optimizer = AdamW::new(&OptimizerSettings {
-        learning_rate: 3e-3,
-        weight_decay: 0.0,
-        betas: [0.9, 0.999],
-        epsilon: 1e-8,
-        max_grad_norm: 1.0,
-    });
+    let adamw: OptimizerSettings =
+        toml::from_str("learning_rate = 3e-3\nweight_decay = 0.0").unwrap();
+    let mut optimizer = AdamW::new(&adamw);
     let mut best = 0.0_f64;
     for _ in 0..300 {
         let scores = student.forward(&batch);

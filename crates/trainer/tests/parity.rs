@@ -295,6 +295,53 @@ fn die_with_any_thread() {
     }));
 }
 
+/// Adam's first step is the learning rate itself, whatever the gradient.
+#[test]
+fn each_group_of_parameters_has_its_learning_rate() {
+    let golden = Golden::of("bert");
+    let device = Device::flex().autodiff();
+    let before = golden.student(&device);
+    let gradients = golden
+        .loss(&before.forward(&golden.batch(&device)))
+        .backward();
+    let gradients = NamedGradients::of(&before, &gradients);
+    let settings = "learning_rate = 1e-3\nweight_decay = 0.0\nmax_grad_norm = 1e9
+                    layer_decay = 0.5\nhead_factor = 3.0";
+    let mut optimizer = AdamW::new(&toml::from_str(settings).unwrap());
+    let (after, _) = optimizer.step(before.clone(), gradients, 1e-3);
+    let mut values = Values(Vec::new());
+    before.visit_parameters(&mut values);
+    let before = std::mem::take(&mut values.0);
+    after.visit_parameters(&mut values);
+    for (name, expected) in [
+        ("bert.embeddings.word_embeddings.weight", 0.25e-3),
+        ("bert.embeddings.LayerNorm.bias", 0.25e-3),
+        ("bert.encoder.layer.0.output.dense.weight", 0.5e-3),
+        ("bert.encoder.layer.1.attention.self.value.bias", 1e-3),
+        ("bert.pooler.dense.weight", 3e-3),
+        ("classifier.weight", 3e-3),
+    ] {
+        let of = |all: &[(String, Vec<f32>)]| {
+            let (_, values) = all.iter().find(|(one, _)| one == name).unwrap();
+            values.clone()
+        };
+        let (before, after) = (of(&before), of(&values.0));
+        let moved = before.iter().zip(after).map(|(a, b)| (a - b).abs());
+        let largest = moved.fold(0.0, f32::max);
+        assert_near(name, largest, expected, 1e-2);
+    }
+}
+
+/// All values of each parameter.
+struct Values(Vec<(String, Vec<f32>)>);
+
+impl ParameterVisitor for Values {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        let values = parameter.val().try_into_vec_as().unwrap();
+        self.0.push((name.to_owned(), values));
+    }
+}
+
 struct Compare<'a> {
     gradients: Gradients,
     expected: SafeTensors<'a>,

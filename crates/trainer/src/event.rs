@@ -1,0 +1,64 @@
+//! What a run tells of itself.
+
+use std::path::PathBuf;
+
+use crate::verdict::Verdict;
+
+/// What happens while a run goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A stage begins.
+    Stage(&'a str),
+    /// A step was made.
+    Step(StepReport),
+    /// The dev queries were ranked.
+    Evaluated {
+        /// Steps made before.
+        step: usize,
+        /// Mean over the dev queries.
+        ndcg: f64,
+        /// Whether it is the best so far.
+        best: bool,
+    },
+    /// Training ends before its last step: `[evaluation] patience` is at an end.
+    Stopped {
+        /// Steps made.
+        step: usize,
+        /// Evaluations since the best.
+        since_best: usize,
+    },
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Steps made, this one included.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// The loss before the update.
+    pub loss: f64,
+    /// The learning rate of the update.
+    pub learning_rate: f64,
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+    /// Pairs in the step.
+    pub pairs: usize,
+    /// How long the step took.
+    pub seconds: f64,
+    /// The share of padding in what was computed.
+    pub padding: f64,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the student is worth.
+    pub verdict: Verdict,
+    /// Steps that were made.
+    pub steps: usize,
+    /// The best dev nDCG@10.
+    pub dev_ndcg: f64,
+    /// The checkpoint it belongs to.
+    pub model: PathBuf,
+}

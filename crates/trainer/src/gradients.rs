@@ -1,0 +1,74 @@
+//! Gradients by name, added and measured.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Device, Gradients, Tensor};
+use retort_model::{CrossEncoder, ParameterVisitor};
+
+use crate::vectors::{add, from_host, sum_of_squares};
+
+/// Gradients by Hugging Face name, flattened, without autodiff.
+pub struct NamedGradients {
+    pub(crate) by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl NamedGradients {
+    /// Of a model's parameters.
+    pub fn of(model: &CrossEncoder, gradients: &Gradients) -> Self {
+        let mut collect = Collect {
+            gradients,
+            by_name: BTreeMap::new(),
+        };
+        model.visit_parameters(&mut collect);
+        Self {
+            by_name: collect.by_name,
+        }
+    }
+
+    /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
+    /// autodiff.
+    pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {
+        let tensor = |(name, values)| (name, from_host(values, device));
+        Self {
+            by_name: gradients.into_iter().map(tensor).collect(),
+        }
+    }
+
+    /// The gradients of a sum of losses, from those of its terms.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        for (name, gradient) in other.by_name {
+            let sum = match self.by_name.remove(&name) {
+                None => gradient,
+                Some(this) => add(this, gradient),
+            };
+            self.by_name.insert(name, sum);
+        }
+        self
+    }
+
+    /// The norm over all parameters together.
+    pub(crate) fn norm(&self) -> f64 {
+        // Summed in the order of names, so that the same gradients give the same norm.
+        self.by_name
+            .values()
+            .map(sum_of_squares)
+            .sum::<f64>()
+            .sqrt()
+    }
+}
+
+struct Collect<'a> {
+    gradients: &'a Gradients,
+    by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl ParameterVisitor for Collect<'_> {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        if let Some(gradient) = parameter.val().grad(self.gradients) {
+            self.by_name
+                .insert(name.to_owned(), gradient.flatten(0, N - 1));
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What training changes: a student, its optimiser, and the moving average of its weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
+use retort_model::{CrossEncoder, Head, ParameterMapper, ParameterVisitor};
+
+use crate::Result;
+use crate::gradients::NamedGradients;
+use crate::optimizer::AdamW;
+use crate::settings::TrainSettings;
+use crate::vectors::{blend, replace};
+
+/// A student that learns.
+pub(crate) struct Learner {
+    student: CrossEncoder,
+    optimizer: AdamW,
+    average: Option<Average>,
+}
+
+/// The moving average of a student's weights.
+struct Average {
+    model: CrossEncoder,
+    /// How much it keeps of itself at an update.
+    share: f64,
+}
+
+const MODEL: &str = "model.safetensors";
+/// The student, where the model is the average.
+const UNAVERAGED: &str = "unaveraged.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The files of a checkpoint that only training reads.
+pub(crate) const FOR_TRAINING: [&str; 2] = [UNAVERAGED, OPTIMIZER];
+
+impl Learner {
+    /// One that has learnt nothing yet.
+    pub(crate) fn new(student: CrossEncoder, settings: &TrainSettings) -> Self {
+        Self {
+            average: Average::of(&student, settings),
+            optimizer: AdamW::new(&settings.optimizer),
+            student,
+        }
+    }
+
+    /// What gradients are taken of.
+    pub(crate) fn student(&self) -> &CrossEncoder {
+        &self.student
+    }
+
+    /// What is evaluated, kept and exported: the average, where there is one.
+    pub(crate) fn model(&self) -> &CrossEncoder {
+        self.average.as_ref().map_or(&self.student, |a| &a.model)
+    }
+
+    /// One update, and the gradients' norm; where that is not finite, nothing was updated.
+    pub(crate) fn update(self, gradients: NamedGradients, learning_rate: f64) -> (Self, f64) {
+        let Self {
+            student,
+            mut optimizer,
+            average,
+        } = self;
+        let (student, norm) = optimizer.step(student, gradients, learning_rate);
+        let average = average.map(|average| {
+            if norm.is_finite() {
+                average.towards(&student, optimizer.steps())
+            } else {
+                average
+            }
+        });
+        let updated = Self {
+            student,
+            optimizer,
+            average,
+        };
+        (updated, norm)
+    }
+
+    /// Writes weights and moments into a folder.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        self.model().save(&folder.join(MODEL))?;
+        if self.average.is_some() {
+            self.student.save(&folder.join(UNAVERAGED))?;
+        }
+        self.optimizer.save(&folder.join(OPTIMIZER))
+    }
+
+    /// Reads what [`Learner::save`] wrote, onto a device with autodiff.
+    pub(crate) fn load(folder: &Path, settings: &TrainSettings, device: &Device) -> Result<Self> {
+        let dropout = Some(settings.model.dropout);
+        let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
+        let average = Average::of(&model, settings);
+        let unaveraged = folder.join(UNAVERAGED);
+        let student = if unaveraged.exists() {
+            model.load_weights(&unaveraged)?
+        } else {
+            model
+        };
+        let plain = device.clone().without_autodiff();
+        let file = folder.join(OPTIMIZER);
+        let optimizer = AdamW::load(&settings.optimizer, &file, &student, &plain)?;
+        Ok(Self {
+            student,
+            optimizer,
+            average,
+        })
+    }
+}
+
+impl Average {
+    /// One that begins with a model as it is, if the settings want any.
+    fn of(model: &CrossEncoder, settings: &TrainSettings) -> Option<Self> {
+        let share = settings.optimizer.ema;
+        (share > 0.0).then(|| Self {
+            model: model.clone(),
+            share,
+        })
+    }
+
+    /// Moved towards a student after so many updates.
+    fn towards(self, student: &CrossEncoder, updates: i32) -> Self {
+        let updates = f64::from(updates);
+        let mut blend = Blend {
+            weights: BTreeMap::new(),
+            share: self.share.min((1.0 + updates) / (10.0 + updates)),
+        };
+        student.visit_parameters(&mut blend);
+        Self {
+            model: self.model.map_parameters(&mut blend),
+            share: self.share,
+        }
+    }
+}
+
+struct Blend {
+    /// The student's.
+    weights: BTreeMap<String, Tensor<1>>,
+    share: f64,
+}
+
+impl ParameterVisitor for Blend {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        let weights = parameter.val().inner().flatten(0, N - 1);
+        self.weights.insert(name.to_owned(), weights);
+    }
+}
+
+impl ParameterMapper for Blend {
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        match self.weights.remove(name) {
+            None => parameter,
+            Some(weights) => replace(parameter, |mean| blend(mean, weights, self.share)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert")
+    }
+
+    fn settings(overrides: &[&str]) -> TrainSettings {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/demo.toml");
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        retort_data::settings::read(&path, &overrides).unwrap()
+    }
+
+    fn new(settings: &TrainSettings) -> Learner {
+        let device = Device::flex().autodiff();
+        let student = CrossEncoder::load(&golden(), Head::Required, Some(0.0), &device);
+        Learner::new(student.unwrap(), settings)
+    }
+
+    /// An update by gradients that depend on the weights.
+    fn updated(learner: Learner) -> Learner {
+        let weights = weights(learner.student());
+        let gradients = weights.into_iter().collect();
+        let gradients = NamedGradients::of_host(gradients, &Device::flex());
+        learner.update(gradients, 1e-2).0
+    }
+
+    fn weights(model: &CrossEncoder) -> BTreeMap<String, Vec<f32>> {
+        let mut blend = Blend {
+            weights: BTreeMap::new(),
+            share: 0.0,
+        };
+        model.visit_parameters(&mut blend);
+        let values = |tensor: Tensor<1>| crate::vectors::to_host(tensor).unwrap();
+        (blend.weights.into_iter())
+            .map(|(name, tensor)| (name, values(tensor)))
+            .collect()
+    }
+
+    #[test]
+    fn the_average_follows_the_student() {
+        let mut learner = new(&settings(&["optimizer.ema=0.2"]));
+        let mut expected = weights(learner.student());
+        assert!(expected == weights(learner.model()));
+        for update in 1..=4 {
+            learner = updated(learner);
+            // By then 2/11, 3/12, 4/13, 5/14: the second is above what was asked for.
+            let share = f32::min(0.2, (1.0 + update as f32) / (10.0 + update as f32));
+            for (name, values) in weights(learner.student()) {
+                let means = expected.get_mut(&name).unwrap();
+                for (mean, value) in means.iter_mut().zip(values) {
+                    *mean = share * *mean + (1.0 - share) * value;
+                }
+            }
+        }
+        for (name, values) in weights(learner.model()) {
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
+            assert!(values.iter().zip(&expected[&name]).all(near), "{name}");
+        }
+        assert!(weights(learner.model()) != weights(learner.student()));
+    }
+
+    #[test]
+    fn what_is_saved_goes_on_as_what_was_not() {
+        for ema in ["optimizer.ema=0.0", "optimizer.ema=0.5"] {
+            let settings = settings(&[ema]);
+            let folder = tempfile::tempdir().unwrap();
+            fs_err::copy(
+                golden().join("config.json"),
+                folder.path().join("config.json"),
+            )
+            .unwrap();
+            let learner = updated(updated(new(&settings)));
+            learner.save(folder.path()).unwrap();
+            let device = Device::flex().autodiff();
+            let read = Learner::load(folder.path(), &settings, &device).unwrap();
+            let (one, other) = (updated(learner), updated(read));
+            assert!(weights(one.student()) == weights(other.student()));
+            assert!(weights(one.model()) == weights(other.model()));
+        }
+    }
+
+    #[test]
+    fn an_average_can_be_begun_and_given_up() {
+        let (without, with) = (
+            settings(&["optimizer.ema=0.0"]),
+            settings(&["optimizer.ema=0.5"]),
+        );
+        let device = Device::flex().autodiff();
+        for (before, after) in [(&without, &with), (&with, &without)] {
+            let folder = tempfile::tempdir().unwrap();
+            fs_err::copy(
+                golden().join("config.json"),
+                folder.path().join("config.json"),
+            )
+            .unwrap();
+            let learner = updated(new(before));
+            learner.save(folder.path()).unwrap();
+            let read = Learner::load(folder.path(), after, &device).unwrap();
+            assert!(weights(learner.student()) == weights(read.student()));
+            assert_eq!(read.average.is_some(), after.optimizer.ema > 0.0);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A new run's folder, or going on with one: from its last checkpoint, and with what it was started
+//! with, but for what the user lets change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::Device;
+use fs_err as fs;
+use retort_model::{CrossEncoder, Head};
+use toml::{Table, Value};
+
+use crate::checkpoint::{self, State};
+use crate::dataset::Dataset;
+use crate::inputs::{INPUTS, Inputs};
+use crate::learner::Learner;
+use crate::settings::TrainSettings;
+use crate::train::Run;
+use crate::{Error, Result};
+
+/// Where training begins.
+pub(crate) struct Start {
+    pub(crate) learner: Learner,
+    /// Of the last checkpoint, if there is one.
+    pub(crate) state: Option<State>,
+    /// What the run goes on with instead of what it was started with.
+    pub(crate) changes: Vec<Change>,
+}
+
+/// A setting or an input of a run that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// A setting as `section.key`; of an input what it is, such as `labels`.
+    pub key: String,
+    /// The value that the run was started with; of an input, the digest.
+    pub then: String,
+    /// The value now.
+    pub now: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: then {}, now {}", self.key, self.then, self.now)
+    }
+}
+
+/// Makes the run's folder, or reads its last checkpoint.
+pub(crate) fn start(
+    run: &Run,
+    inputs: &Inputs,
+    dataset: &Dataset,
+    device: &Device,
+) -> Result<Start> {
+    let is_new = !run.folder.join(checkpoint::SETTINGS).exists();
+    let changes = if is_new {
+        Vec::new()
+    } else {
+        let changes = changes(run, inputs)?;
+        let allowed = |change: &Change| run.allowed_changes.contains(&change.key);
+        if !changes.iter().all(allowed) {
+            return Err(Error::Changed {
+                folder: run.folder.to_owned(),
+                changes: changes.into_iter().filter(|c| !allowed(c)).collect(),
+            });
+        }
+        changes
+    };
+    let last = checkpoint::last(run.folder)?;
+    let learner = if let Some((folder, _)) = &last {
+        Learner::load(folder, run.settings, device)?
+    } else {
+        let dropout = Some(run.settings.model.dropout);
+        let head = Head::New {
+            seed: run.settings.seed,
+        };
+        let base = CrossEncoder::load(run.base, head, dropout, device)?;
+        Learner::new(run.untrained(base)?, run.settings)
+    };
+    learner.student().check(&dataset.pairs)?;
+    if is_new {
+        retort_files::write_new_directory::<Error>(run.folder, |folder| {
+            write_origin(run, inputs, folder)?;
+            Ok(fs::create_dir(folder.join("steps"))?)
+        })?;
+    } else {
+        if !changes.is_empty() {
+            write_origin(run, inputs, run.folder)?;
+        }
+        checkpoint::tidy(run.folder, run.settings.evaluation.keep)?;
+    }
+    Ok(Start {
+        learner,
+        state: last.map(|(_, state)| state),
+        changes,
+    })
+}
+
+/// Writes what the run is made from.
+fn write_origin(run: &Run, inputs: &Inputs, folder: &Path) -> Result<()> {
+    let settings = toml::to_string(run.settings).map_err(|error| Error::Setting {
+        key: "name",
+        problem: error.to_string(),
+    })?;
+    retort_files::write_atomic(&folder.join(checkpoint::SETTINGS), settings.as_bytes())?;
+    let inputs = checkpoint::to_json(inputs);
+    Ok(retort_files::write_atomic(&folder.join(INPUTS), &inputs)?)
+}
+
+/// What differs from what the run was started with.
+fn changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>> {
+    let settings = checkpoint::settings(run.folder, &[])?;
+    let started: Inputs = checkpoint::read_json(&run.folder.join(INPUTS))?;
+    let mut changes = differences(&values(&settings), &values(run.settings));
+    changes.extend(differences(&digests(&started), &digests(inputs)));
+    Ok(changes)
+}
+
+fn differences(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<Change> {
+    let value = |of: &BTreeMap<String, String>, key: &str| {
+        of.get(key).map_or("not given", String::as_str).to_owned()
+    };
+    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    keys.into_iter()
+        .filter(|key| then.get(*key) != now.get(*key))
+        .map(|key| Change {
+            key: key.clone(),
+            then: value(then, key),
+            now: value(now, key),
+        })
+        .collect()
+}
+
+/// Settings by `section.key`.
+fn values(settings: &TrainSettings) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    // Settings that are no table have been refused when they were written.
+    for (section, value) in Table::try_from(settings).unwrap_or_default() {
+        match value {
+            Value::Table(table) => values.extend(
+                table
+                    .into_iter()
+                    .map(|(key, value)| (format!("{section}.{key}"), value.to_string())),
+            ),
+            value => {
+                values.insert(section, value.to_string());
+            }
+        }
+    }
+    values
+}
+
+/// The beginnings of digests, by what can be named on a command line.
+fn digests(inputs: &Inputs) -> BTreeMap<String, String> {
+    let digest = |(role, digest): (&String, &String)| {
+        let short = digest.get(..16).unwrap_or(digest);
+        (role.replace(' ', "-"), format!("sha256 {short}…"))
+    };
+    inputs.sha256.iter().map(digest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_have_a_key_and_both_values() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/demo.toml");
+        let demo = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+            values(&retort_data::settings::read(&path, &overrides).unwrap())
+        };
+        assert_eq!(differences(&demo(&[]), &demo(&[])), []);
+        let changed = demo(&["seed=1", "optimizer.ema=0.5", "evaluation.patience=3"]);
+        let said: Vec<String> = differences(&demo(&[]), &changed)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "evaluation.patience: then not given, now 3",
+                "optimizer.ema: then 0.0, now 0.5",
+                "seed: then 42, now 1",
+            ]
+        );
+    }
+}
