@@ -100,6 +100,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             "steps": outcome.steps,
             "dev_ndcg@10": outcome.dev_ndcg,
             "verdict": outcome.verdict.to_json(),
+            "warnings": display.warnings,
             "seconds": seconds,
         }),
     );
@@ -155,6 +156,7 @@ struct Display {
     pairs: usize,
     steps: usize,
     smooth_loss: Option<f64>,
+    warnings: Vec<String>,
 }
 
 /// Steps between two lines where stderr is no terminal.
@@ -169,6 +171,7 @@ impl Display {
             pairs: 0,
             steps: 0,
             smooth_loss: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -182,6 +185,10 @@ impl Display {
             Event::Evaluated { step, ndcg, best } => {
                 let best = if *best { " (best so far)" } else { "" };
                 self.say(&format!("step {step} | dev nDCG@10 {ndcg:.4}{best}"));
+            }
+            Event::Warning(warning) => {
+                self.bar.suspend(|| tracing::warn!("{warning}"));
+                self.warnings.push(warning.to_string());
             }
             Event::Stopped { step, since_best } => {
                 self.say(&format!(

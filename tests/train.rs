@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use common::{SmallJob, fail, retort, stdout, succeed};
+use retort_data::label_set;
 use serde_json::{Value, json};
 
 fn read_json(path: &Path) -> Value {
@@ -228,5 +229,73 @@ fn accumulated_steps_go_the_way_of_large_ones() {
     assert!(large.len() > 5 && large.len() == small.len());
     for (large, small) in large.iter().zip(&small) {
         assert!((large - small).abs() < 1e-4 * large, "{large} {small}");
+    }
+}
+
+/// What a job of some settings says of itself.
+fn said_of(job: &SmallJob, settings: &[&str]) -> String {
+    let mut train = job.train("run");
+    train.args(["--set", "model.dropout=0.0"]);
+    for setting in settings {
+        train.args(["--set", setting]);
+    }
+    common::stderr(&succeed(&mut train))
+}
+
+#[test]
+fn training_that_goes_wrong_in_silence_is_told_and_named() {
+    let part = |name: &str, lines: usize| {
+        let text = std::fs::read_to_string(common::root().join("training-data/shop").join(name));
+        text.unwrap()
+            .split_inclusive('\n')
+            .take(lines)
+            .collect::<String>()
+    };
+    let cases: [(&[&str], &str, &str); 5] = [
+        (&[], "", ""),
+        (
+            &["optimizer.learning_rate=0.9", "schedule.epochs=4"],
+            "collapsed scores",
+            "lower optimizer.learning_rate",
+        ),
+        (
+            &["optimizer.learning_rate=1e-9", "schedule.epochs=12"],
+            "nothing is learnt",
+            "Raise optimizer.learning_rate",
+        ),
+        (
+            &["evaluation.split=train"],
+            "queries of train are learnt from as well",
+            "Leave them out",
+        ),
+        (
+            &["data.max_tokens=8"],
+            "contradicting labels",
+            "raise data.max_tokens",
+        ),
+    ];
+    for (settings, named, way_out) in cases {
+        let job = SmallJob::new();
+        if settings == ["evaluation.split=train"] {
+            std::fs::write(job.path("dev.jsonl"), part("candidates/train.jsonl", 60)).unwrap();
+        }
+        if settings == ["data.max_tokens=8"] {
+            let mut set = label_set::read(&job.path("labels")).unwrap();
+            for (place, label) in set.labels.iter_mut().enumerate() {
+                label.grade = if place.is_multiple_of(2) { 3.0 } else { 0.0 };
+                label.probabilities = vec![0.0; 4];
+                label.probabilities[if place.is_multiple_of(2) { 3 } else { 0 }] = 1.0;
+            }
+            std::fs::remove_dir_all(job.path("labels")).unwrap();
+            common::seal(&job.path("labels"), set);
+        }
+        let said = said_of(&job, settings);
+        let warnings: Vec<&str> = said.lines().filter(|line| line.contains("WARN")).collect();
+        if named.is_empty() {
+            assert!(warnings.is_empty(), "{warnings:?}");
+        } else {
+            let fits = |line: &&str| line.contains(named) && line.contains(way_out);
+            assert!(warnings.iter().any(fits), "{named}: {said}");
+        }
     }
 }

@@ -122,6 +122,7 @@ mod tests {
             pairs: Vec::new(),
             targets: Vec::new(),
             queries,
+            warning: None,
         }
     }
 

@@ -10,6 +10,8 @@ use retort_model::{Encoded, PairTokenizer};
 
 use crate::Result;
 use crate::loss::Target;
+use crate::sentinels::data::contradiction;
+use crate::warning::Warning;
 
 /// All examples of a label set; a position in these lists names an example.
 pub(crate) struct Dataset {
@@ -19,6 +21,8 @@ pub(crate) struct Dataset {
     pub(crate) targets: Vec<Target>,
     /// The examples of each query, in the order of query ids.
     pub(crate) queries: Vec<QueryExamples>,
+    /// What is probably wrong with the labels.
+    pub(crate) warning: Option<Warning>,
 }
 
 /// The examples of one query.
@@ -58,10 +62,12 @@ impl Dataset {
                 examples,
             })
             .collect();
+        let (pairs, top_grade) = (tokenizer.encode_pairs(&pairs)?, set.manifest.top_grade);
         Ok(Self {
-            pairs: tokenizer.encode_pairs(&pairs)?,
+            warning: contradiction(&set.labels, &pairs, top_grade),
+            pairs,
             targets: (set.labels.iter())
-                .map(|label| target(label, set.manifest.top_grade, uncertainty))
+                .map(|label| target(label, top_grade, uncertainty))
                 .collect(),
             queries,
         })

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::verdict::Verdict;
+use crate::warning::Warning;
 
 /// What happens while a run goes on.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub enum Event<'a> {
         /// Whether it is the best so far.
         best: bool,
     },
+    /// Something is probably wrong.
+    Warning(&'a Warning),
     /// Training ends before its last step: `[evaluation] patience` is at an end.
     Stopped {
         /// Steps made.
@@ -38,6 +41,14 @@ pub struct StepReport {
     pub steps: usize,
     /// The loss before the update.
     pub loss: f64,
+    /// What one score for all documents would have cost: the loss of a student that knows nothing.
+    pub constant_loss: f64,
+    /// What the teacher's own scores would have cost.
+    pub teacher_loss: f64,
+    /// The standard deviation of the scores of a query, in the mean over the step's.
+    pub spread: f64,
+    /// The same of the teacher's scores.
+    pub teacher_spread: f64,
     /// The learning rate of the update.
     pub learning_rate: f64,
     /// The gradient's norm before clipping.

@@ -24,15 +24,18 @@ mod gradients;
 mod inputs;
 mod learner;
 pub mod loss;
+mod material;
 mod metrics;
 mod optimizer;
 mod schedule;
+mod sentinels;
 mod settings;
 mod start;
 mod step;
 mod train;
 mod vectors;
 mod verdict;
+mod warning;
 
 pub use checkpoint::{best_model, settings};
 pub use error::{Error, Result};
@@ -46,3 +49,4 @@ pub use settings::{
 pub use start::Change;
 pub use train::{Run, train};
 pub use verdict::{System, Verdict};
+pub use warning::Warning;

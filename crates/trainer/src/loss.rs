@@ -298,6 +298,25 @@ mod tests {
     }
 
     #[test]
+    fn no_one_score_for_all_is_better_than_the_constant_and_the_teachers_are() {
+        let target = |logit: f32, doubt| Target {
+            logit,
+            grade: 1.0 + logit / 4.0,
+            doubt,
+        };
+        let targets = [(0, -2.0), (0, 3.0), (1, 0.5), (1, -1.0), (2, 1.0)];
+        let step = Judged::step(targets.map(|(group, logit)| (group, target(logit, 0.3))));
+        let settings = toml::from_str("bce = 1.0\nmargin_mse = 1.0").unwrap();
+        let loss = |scores: Vec<f32>| value_and_gradient(scores.into_iter(), &step, &settings).0;
+        let best = loss(vec![step.constant(); 5]);
+        assert!(loss(vec![step.constant() - 0.1; 5]) > best);
+        assert!(loss(vec![step.constant() + 0.1; 5]) > best);
+        assert!(loss(step.logits()) < best);
+        // Of ±2.5, ±0.75, and a document alone.
+        assert!((step.spread(&step.logits()) - 1.625).abs() < 1e-6);
+    }
+
+    #[test]
     fn soft_bce_is_the_worked_value() {
         // Targets t / 3 as logits; 0 and 1 as far out as f32 tells σ from 0 and 1.
         let logit = |p: f32| (p / (1.0 - p)).ln();

@@ -39,6 +39,9 @@ impl StepContext<'_> {
         let whole = Documents::of(step, self.dataset);
         let Part {
             loss,
+            constant_loss,
+            teacher_loss,
+            scores,
             computed_tokens,
             gradients,
         } = self
@@ -56,6 +59,10 @@ impl StepContext<'_> {
             step: self.number,
             steps: self.steps,
             loss,
+            constant_loss,
+            teacher_loss,
+            spread: whole.judged.spread(&scores),
+            teacher_spread: whole.judged.spread(&whole.judged.logits()),
             learning_rate,
             gradient_norm: norm,
             pairs: whole.examples.len(),
@@ -109,6 +116,9 @@ impl StepContext<'_> {
             let gradients = host.backward(&pass, &slopes);
             Ok(Part {
                 loss: value,
+                constant_loss: self.loss_of(&part.constant(), &part)?,
+                teacher_loss: self.loss_of(&part.judged.logits(), &part)?,
+                scores: pass.logits,
                 computed_tokens: inputs.iter().map(|input| input.len()).sum(),
                 gradients: NamedGradients::of_host(gradients, &device.clone().without_autodiff()),
             })
@@ -157,12 +167,21 @@ impl StepContext<'_> {
             scores.push(student.forward(&batch));
         }
         // The loss takes judgements in the order of the passes, which spares putting scores back.
-        let judged = shard.judged.part(passes.iter().flatten().copied());
-        let loss = loss::weighted_sum(&Tensor::cat(scores, 0), &judged, &self.settings.loss);
+        let places = || passes.iter().flatten().copied();
+        let judged = shard.judged.part(places());
+        let scores = Tensor::cat(scores, 0);
+        let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
         let value = number(loss.clone())?;
         let gradients = NamedGradients::of(student, &loss.backward());
+        let mut in_order = vec![0.0; shard.examples.len()];
+        for (place, score) in places().zip(numbers(scores)?) {
+            in_order[place] = score;
+        }
         Ok(Part {
             loss: value,
+            constant_loss: self.loss_of(&shard.constant(), shard)?,
+            teacher_loss: self.loss_of(&shard.judged.logits(), shard)?,
+            scores: in_order,
             computed_tokens,
             gradients,
         })
@@ -171,6 +190,13 @@ impl StepContext<'_> {
     /// A generator's state can't be saved; a seed a step can be given again.
     fn dropout_seed(&self) -> u64 {
         self.settings.seed ^ ((self.number as u64) << 20)
+    }
+
+    /// What these scores cost.
+    fn loss_of(&self, scores: &[f32], documents: &Documents) -> Result<f64> {
+        let scores = Tensor::<1>::from_floats(scores, &Device::flex());
+        let settings = &self.settings.loss;
+        number(loss::weighted_sum(&scores, &documents.judged, settings))
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
@@ -192,21 +218,30 @@ struct Documents {
     /// Places in [`Dataset::pairs`].
     examples: Vec<usize>,
     judged: Judged,
+    /// The one score for all documents of the step that is nearest to the teacher's.
+    constant: f32,
 }
 
 impl Documents {
     fn of(step: &Step, dataset: &Dataset) -> Self {
         let judged = |(group, example): (usize, usize)| (group, dataset.targets[example]);
+        let judged = Judged::step(step.documents().map(judged));
         Self {
             examples: step.documents().map(|(_, example)| example).collect(),
-            judged: Judged::step(step.documents().map(judged)),
+            constant: judged.constant(),
+            judged,
         }
+    }
+
+    fn constant(&self) -> Vec<f32> {
+        vec![self.constant; self.examples.len()]
     }
 
     fn part(&self, places: Range<usize>) -> Self {
         Self {
             examples: self.examples[places.clone()].to_vec(),
             judged: self.judged.part(places),
+            constant: self.constant,
         }
     }
 
@@ -221,14 +256,24 @@ impl Documents {
 /// What a step, or a shard of it, comes to.
 struct Part {
     loss: f64,
+    /// What one score for all documents costs.
+    constant_loss: f64,
+    /// What the teacher's scores cost.
+    teacher_loss: f64,
+    /// In the order of the documents.
+    scores: Vec<f32>,
     computed_tokens: usize,
     gradients: NamedGradients,
 }
 
 impl Part {
-    fn plus(self, other: Self) -> Self {
+    fn plus(mut self, other: Self) -> Self {
+        self.scores.extend(other.scores);
         Self {
             loss: self.loss + other.loss,
+            constant_loss: self.constant_loss + other.constant_loss,
+            teacher_loss: self.teacher_loss + other.teacher_loss,
+            scores: self.scores,
             computed_tokens: self.computed_tokens + other.computed_tokens,
             gradients: self.gradients.plus(other.gradients),
         }
@@ -261,12 +306,14 @@ fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>> {
 mod tests {
     use std::path::Path;
 
-    use retort_model::{Head, PairTokenizer};
+    use burn::module::Param;
+    use retort_model::{Head, PairTokenizer, ParameterMapper};
 
     use super::*;
     use crate::batches;
     use crate::dataset::QueryExamples;
     use crate::loss::Target;
+    use crate::vectors::replace;
 
     /// Queries of one to five documents, of which some tie and some are doubtful.
     fn dataset(folder: &Path, queries: usize) -> Dataset {
@@ -300,15 +347,19 @@ mod tests {
             pairs: tokenizer.encode_pairs(&pairs).unwrap(),
             targets,
             queries: of_queries,
+            warning: None,
         }
+    }
+
+    fn settings(overrides: [&str; 2]) -> TrainSettings {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let overrides = [overrides[0], overrides[1], "loss.ranknet=1.0"].map(str::to_owned);
+        retort_data::settings::read(&root.join("configs/demo.toml"), &overrides).unwrap()
     }
 
     /// The first step's loss and gradients.
     fn first(dataset: &Dataset, student: &CrossEncoder, schedule: [&str; 2]) -> Part {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let overrides = [schedule[0], schedule[1], "loss.ranknet=1.0"].map(str::to_owned);
-        let settings = retort_data::settings::read(&root.join("configs/demo.toml"), &overrides);
-        let settings: TrainSettings = settings.unwrap();
+        let settings = settings(schedule);
         let steps = batches::epoch(dataset, &settings.schedule, 7, 0);
         let context = StepContext {
             dataset,
@@ -319,6 +370,58 @@ mod tests {
         let whole = Documents::of(&steps[0], dataset);
         let part = context.gradients(student, &steps[0], &whole, &student.device());
         part.unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_stops_before_the_update_and_names_its_queries() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert");
+        let device = Device::flex().autodiff();
+        let head = Head::New { seed: 1 };
+        let student = CrossEncoder::load(&folder, head, Some(0.0), &device).unwrap();
+        let student = student.map_parameters(&mut Poison);
+        let settings = settings(["schedule.queries_per_step=3", "seed=7"]);
+        let dataset = dataset(&folder, 3);
+        let context = StepContext {
+            dataset: &dataset,
+            settings: &settings,
+            number: 12,
+            steps: 20,
+        };
+        let step = &batches::epoch(&dataset, &settings.schedule, 7, 0)[0];
+        let learner = Learner::new(student, &settings);
+        let error = context.make(learner, step, 1e-3, &device).err().unwrap();
+        let Error::NotFinite {
+            step: 12,
+            what: "loss",
+            queries,
+            ..
+        } = &error
+        else {
+            panic!("{error}");
+        };
+        let mut queries: Vec<&str> = queries.split(' ').collect();
+        queries.sort_unstable();
+        assert_eq!(queries, ["0", "1", "2"]);
+        assert!(error.to_string().contains("nothing was updated"), "{error}");
+    }
+
+    /// Lets logits be as large as numbers of 32 bits go, and then some.
+    struct Poison;
+
+    impl ParameterMapper for Poison {
+        fn map<const N: usize>(
+            &mut self,
+            name: &str,
+            parameter: Param<Tensor<N>>,
+        ) -> Param<Tensor<N>> {
+            if name == "classifier.weight" {
+                replace(parameter, |weights| {
+                    weights.mul_scalar(1e38).mul_scalar(1e38)
+                })
+            } else {
+                parameter
+            }
+        }
     }
 
     /// By hand (BERT) and in Burn (ELECTRA).
@@ -336,6 +439,11 @@ mod tests {
             let small = part(["schedule.queries_per_step=8", "schedule.accumulate=4"]);
             assert!((large.loss - small.loss).abs() < 1e-5 * large.loss);
             assert!(large.gradients.norm() > 0.01);
+            assert!(large.teacher_loss < large.constant_loss);
+            assert!((large.constant_loss - small.constant_loss).abs() < 1e-5 * large.loss);
+            let scores = large.scores.iter().zip(&small.scores);
+            assert_eq!(large.scores.len(), dataset.pairs.len());
+            assert!(scores.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-5);
             let tolerance = 1e-5 * large.gradients.norm();
             for (name, large) in &large.gradients.by_name {
                 let small = numbers(small.gradients.by_name[name].clone()).unwrap();

@@ -4,24 +4,22 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use retort_data::collection::Collection;
-use retort_model::{CrossEncoder, Encoded, ModelConfig, PairTokenizer};
+use retort_model::CrossEncoder;
 use serde_json::json;
 
+use crate::Result;
 use crate::batches::{self, Step};
 use crate::checkpoint::{self, State};
-use crate::dataset::Dataset;
-use crate::evaluation::Evaluation;
 use crate::event::{Event, Outcome};
 use crate::inputs::Inputs;
 use crate::learner::Learner;
+use crate::material::Material;
 use crate::metrics::Metrics;
 use crate::schedule::learning_rate_factor;
+use crate::sentinels::{Sentinels, resident_bytes};
 use crate::settings::TrainSettings;
 use crate::start::{Start, start};
 use crate::step::StepContext;
-use crate::verdict;
-use crate::{Error, Result};
 
 /// A run, new or to be gone on with.
 pub struct Run<'a> {
@@ -60,6 +58,9 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     run.settings.check()?;
     let inputs = Inputs::read(run)?;
     let material = Material::read(run)?;
+    for warning in material.warnings(run)? {
+        report(Event::Warning(&warning));
+    }
     let device = run.device.clone().autodiff();
     let start = start(run, &inputs, &material.dataset, &device)?;
     let mut metrics = Metrics::open(run.folder, start.state.as_ref())?;
@@ -79,6 +80,7 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
         material: &material,
         device: &device,
         metrics,
+        sentinels: Sentinels::default(),
         report: &mut report,
     }
     .complete(start)?;
@@ -98,50 +100,6 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     })
 }
 
-/// What a run learns from and is measured on, all read before the first step.
-struct Material {
-    collection: Collection,
-    dataset: Dataset,
-    dev: Evaluation,
-    dev_pairs: Vec<Encoded>,
-    test: verdict::Subject,
-}
-
-impl Material {
-    fn read(run: &Run) -> Result<Self> {
-        let TrainSettings {
-            data,
-            evaluation,
-            loss,
-            verdict,
-            ..
-        } = run.settings;
-        let collection = Collection::read(&data.collection)?;
-        let tokenizer = tokenizer(run)?;
-        let dev = Evaluation::read(&collection, &evaluation.split, &evaluation.candidates)?;
-        Ok(Self {
-            dataset: Dataset::read(&data.labels, &collection, &tokenizer, loss.uncertainty)?,
-            dev_pairs: dev.encode(&collection, &tokenizer, &evaluation.candidates)?,
-            dev,
-            test: verdict::Subject::read(verdict, &collection, &tokenizer)?,
-            collection,
-        })
-    }
-}
-
-/// The base model's tokenizer, cutting at a length that the model can read.
-fn tokenizer(run: &Run) -> Result<PairTokenizer> {
-    let max_tokens = run.settings.data.max_tokens;
-    let positions = ModelConfig::read(run.base)?.max_tokens();
-    if max_tokens > positions {
-        return Err(Error::Setting {
-            key: "data.max_tokens",
-            problem: format!("is {max_tokens}, but the base model has {positions} positions"),
-        });
-    }
-    Ok(PairTokenizer::open(run.base, max_tokens)?)
-}
-
 /// The steps of a run, from where it begins.
 struct Course<'a, R> {
     run: &'a Run<'a>,
@@ -149,6 +107,7 @@ struct Course<'a, R> {
     /// With autodiff.
     device: &'a Device,
     metrics: Metrics,
+    sentinels: Sentinels,
     report: R,
 }
 
@@ -214,6 +173,9 @@ impl<R: FnMut(Event)> Course<'_, R> {
             .append(&json!({"step": step, "dev_ndcg@10": ndcg}))?;
         let best = now.best_step == step;
         (self.report)(Event::Evaluated { step, ndcg, best });
+        if let Some(warning) = self.sentinels.evaluation(step, ndcg) {
+            (self.report)(Event::Warning(&warning));
+        }
         checkpoint::save(folder, base, learner, now, settings.evaluation.keep)?;
         Ok(now)
     }
@@ -239,12 +201,19 @@ impl<R: FnMut(Event)> Course<'_, R> {
         self.metrics.append(&json!({
             "step": made.step,
             "loss": made.loss,
+            "constant_loss": made.constant_loss,
+            "teacher_loss": made.teacher_loss,
+            "spread": made.spread,
+            "teacher_spread": made.teacher_spread,
             "learning_rate": made.learning_rate,
             "gradient_norm": made.gradient_norm,
             "pairs": made.pairs,
             "seconds": made.seconds,
         }))?;
         (self.report)(Event::Step(made));
+        for warning in self.sentinels.step(&made, resident_bytes()) {
+            (self.report)(Event::Warning(&warning));
+        }
         Ok(learner)
     }
 }

@@ -149,6 +149,11 @@ impl Subject {
         })
     }
 
+    /// The queries.
+    pub(crate) fn queries(&self) -> &[EvaluationQuery] {
+        &self.evaluation.queries
+    }
+
     /// Measures every system.
     pub(crate) fn verdict(
         &self,

@@ -85,6 +85,40 @@ impl Judged {
         }
     }
 
+    /// The teacher's scores.
+    pub(crate) fn logits(&self) -> Vec<f32> {
+        self.targets.iter().map(|target| target.logit).collect()
+    }
+
+    /// The one score for all documents that is nearest to the teacher's: the logit of their mean share
+    /// of the top grade, each with its weight.
+    pub(crate) fn constant(&self) -> f32 {
+        let share = |target: &Target| 1.0 / (1.0 + (-target.logit).exp());
+        let weighted = self.targets.iter().zip(self.certainties());
+        let sum: f32 = weighted
+            .map(|(target, weight)| weight * share(target))
+            .sum();
+        let mean = sum / self.totals.documents;
+        (mean / (1.0 - mean)).ln()
+    }
+
+    /// The standard deviation of a group's scores, in the mean over groups of several documents.
+    pub(crate) fn spread(&self, scores: &[f32]) -> f64 {
+        let mut groups: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for (group, score) in self.groups.iter().zip(scores) {
+            groups.entry(*group).or_default().push((*score).into());
+        }
+        groups.retain(|_, scores| scores.len() > 1);
+        let deviation = |scores: &Vec<f64>| {
+            let count = scores.len() as f64;
+            let mean = scores.iter().sum::<f64>() / count;
+            let squares = scores.iter().map(|score| (score - mean).powi(2));
+            (squares.sum::<f64>() / count).sqrt()
+        };
+        let sum: f64 = groups.values().map(deviation).sum();
+        sum / groups.len().max(1) as f64
+    }
+
     pub(super) fn targets(&self) -> &[Target] {
         &self.targets
     }

@@ -1,0 +1,80 @@
+//! What a run learns from and is measured on, all read before the first step.
+
+use std::collections::BTreeSet;
+
+use retort_data::collection::Collection;
+use retort_model::{Encoded, ModelConfig, PairTokenizer};
+
+use crate::dataset::Dataset;
+use crate::evaluation::Evaluation;
+use crate::sentinels::data::{leak, plain};
+use crate::settings::TrainSettings;
+use crate::train::Run;
+use crate::verdict;
+use crate::warning::Warning;
+use crate::{Error, Result};
+
+/// Tokenised, and ready to be learnt from and ranked.
+pub(crate) struct Material {
+    pub(crate) collection: Collection,
+    pub(crate) dataset: Dataset,
+    pub(crate) dev: Evaluation,
+    pub(crate) dev_pairs: Vec<Encoded>,
+    pub(crate) test: verdict::Subject,
+}
+
+impl Material {
+    pub(crate) fn read(run: &Run) -> Result<Self> {
+        let TrainSettings {
+            data,
+            evaluation,
+            loss,
+            verdict,
+            ..
+        } = run.settings;
+        let collection = Collection::read(&data.collection)?;
+        let tokenizer = tokenizer(run)?;
+        let dev = Evaluation::read(&collection, &evaluation.split, &evaluation.candidates)?;
+        Ok(Self {
+            dataset: Dataset::read(&data.labels, &collection, &tokenizer, loss.uncertainty)?,
+            dev_pairs: dev.encode(&collection, &tokenizer, &evaluation.candidates)?,
+            dev,
+            test: verdict::Subject::read(verdict, &collection, &tokenizer)?,
+            collection,
+        })
+    }
+
+    /// What is probably wrong with it.
+    pub(crate) fn warnings(&self, run: &Run) -> Result<Vec<Warning>> {
+        let TrainSettings {
+            data,
+            evaluation,
+            verdict,
+            ..
+        } = run.settings;
+        let mut learnt = BTreeSet::new();
+        for query in &self.dataset.queries {
+            let query = self.collection.query(&query.id, &data.labels)?;
+            learnt.insert(plain(&query.text));
+        }
+        let leaks = [
+            leak(&evaluation.split, &self.dev.queries, &learnt),
+            leak(&verdict.split, self.test.queries(), &learnt),
+        ];
+        let warnings = leaks.into_iter().chain([self.dataset.warning.clone()]);
+        Ok(warnings.flatten().collect())
+    }
+}
+
+/// The base model's tokenizer, cutting at a length that the model can read.
+fn tokenizer(run: &Run) -> Result<PairTokenizer> {
+    let max_tokens = run.settings.data.max_tokens;
+    let positions = ModelConfig::read(run.base)?.max_tokens();
+    if max_tokens > positions {
+        return Err(Error::Setting {
+            key: "data.max_tokens",
+            problem: format!("is {max_tokens}, but the base model has {positions} positions"),
+        });
+    }
+    Ok(PairTokenizer::open(run.base, max_tokens)?)
+}
