@@ -220,6 +220,24 @@ fn a_run_is_not_resumed_with_another_base_model() {
 }
 
 #[test]
+fn tensorboard_gets_a_file_from_each_process() {
+    let job = SmallJob::new();
+    let mut train = job.train("run");
+    succeed(train.args(["--set", "evaluation.tensorboard=true"]));
+    succeed(&mut resume(&job.path("run")));
+    let names = std::fs::read_dir(job.path("run")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let files: Vec<String> = names.filter(|name| name.contains("tfevents")).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    let holds = |name: &String| {
+        let bytes = std::fs::read(job.path("run").join(name)).unwrap();
+        bytes.windows(11).any(|window| window == b"dev_ndcg@10")
+    };
+    // The second had nothing left to do.
+    assert_eq!(files.iter().filter(|name| holds(name)).count(), 1);
+}
+
+#[test]
 fn patience_ends_a_run_that_gets_no_better() {
     let job = SmallJob::new();
     let mut train = job.train("run");

@@ -6,6 +6,7 @@
 //! config.toml       the settings as they were resolved
 //! inputs.json       digests of what the run was made from
 //! metrics.jsonl     one line a step, one a dev evaluation
+//! events.out.…      the same for TensorBoard, if that is asked for
 //! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state, and the
 //!                   weights that training goes on from where the model is their average
 //! verdict.json      what the student is worth on the test queries
@@ -32,6 +33,7 @@ mod sentinels;
 mod settings;
 mod start;
 mod step;
+mod tensorboard;
 mod train;
 mod vectors;
 mod verdict;

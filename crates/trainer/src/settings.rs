@@ -271,6 +271,9 @@ pub struct EvaluationSettings {
     /// How many of the last checkpoints are kept, besides the best.
     #[serde(default = "EvaluationSettings::keep")]
     pub keep: usize,
+    /// Whether what `metrics.jsonl` has is written for TensorBoard as well.
+    #[serde(default)]
+    pub tensorboard: bool,
 }
 
 impl EvaluationSettings {

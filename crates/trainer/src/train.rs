@@ -63,7 +63,8 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
     }
     let device = run.device.clone().autodiff();
     let start = start(run, &inputs, &material.dataset, &device)?;
-    let mut metrics = Metrics::open(run.folder, start.state.as_ref())?;
+    let tensorboard = run.settings.evaluation.tensorboard;
+    let mut metrics = Metrics::open(run.folder, start.state.as_ref(), tensorboard)?;
     for change in &start.changes {
         tracing::info!("goes on with another {change}");
         metrics.append(&json!({
