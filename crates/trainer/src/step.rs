@@ -96,33 +96,41 @@ impl StepContext<'_> {
     ) -> Result<Option<Part>> {
         let schedule = &self.settings.schedule;
         let parts = step.parts(schedule.queries_per_step, 1);
-        sum(parts.into_iter().flatten().enumerate().map(|(number, places)| {
-            let part = whole.part(places);
-            let examples = part.examples.iter();
-            let inputs: Vec<&Encoded> = examples
-                .map(|example| &self.dataset.pairs[*example])
-                .collect();
-            let threads = retort_model::parallelism(device);
-            let seed = self.dropout_seed() ^ ((number as u64) << 52);
-            let pass = host.forward(&inputs, threads, schedule.tokens_per_pass, seed);
-            let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
-            let loss = loss::weighted_sum(&scores, &part.judged, &self.settings.loss);
-            let value = number(loss.clone())?;
-            let slopes = match scores.grad(&loss.backward()) {
-                Some(slopes) => numbers(slopes)?,
-                // A loss that no score moves.
-                None => vec![0.0; inputs.len()],
-            };
-            let gradients = host.backward(&pass, &slopes);
-            Ok(Part {
-                loss: value,
-                constant_loss: self.loss_of(&part.constant(), &part)?,
-                teacher_loss: self.loss_of(&part.judged.logits(), &part)?,
-                scores: pass.logits,
-                computed_tokens: inputs.iter().map(|input| input.len()).sum(),
-                gradients: NamedGradients::of_host(gradients, &device.clone().without_autodiff()),
-            })
-        }))
+        sum(parts
+            .into_iter()
+            .flatten()
+            .enumerate()
+            .map(|(place, places)| {
+                let part = whole.part(places);
+                let examples = part.examples.iter();
+                let inputs: Vec<&Encoded> = examples
+                    .map(|example| &self.dataset.pairs[*example])
+                    .collect();
+                let threads = retort_model::parallelism(device);
+                let seed = self.dropout_seed() ^ ((place as u64) << 52);
+                let pass = host.forward(&inputs, threads, schedule.tokens_per_pass, seed);
+                let scores =
+                    Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
+                let loss = loss::weighted_sum(&scores, &part.judged, &self.settings.loss);
+                let value = number(loss.clone())?;
+                let slopes = match scores.grad(&loss.backward()) {
+                    Some(slopes) => numbers(slopes)?,
+                    // A loss that no score moves.
+                    None => vec![0.0; inputs.len()],
+                };
+                let gradients = host.backward(&pass, &slopes);
+                Ok(Part {
+                    loss: value,
+                    constant_loss: self.loss_of(&part.constant(), &part)?,
+                    teacher_loss: self.loss_of(&part.judged.logits(), &part)?,
+                    scores: pass.logits,
+                    computed_tokens: inputs.iter().map(|input| input.len()).sum(),
+                    gradients: NamedGradients::of_host(
+                        gradients,
+                        &device.clone().without_autodiff(),
+                    ),
+                })
+            }))
     }
 
     /// Where Burn computes: in shards side by side, if that pays.
