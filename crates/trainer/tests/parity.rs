@@ -149,13 +149,9 @@ impl Golden {
         };
         for (max_grad_norm, expected) in runs {
             let mut model = self.student(device);
-            let mut optimizer = AdamW::new(&OptimizerSettings {
-                learning_rate: 1e-3,
-                weight_decay: 0.01,
-                betas: [0.9, 0.999],
-                epsilon: 1e-8,
-                max_grad_norm,
-            });
+            let settings = format!("learning_rate = 1e-3\nmax_grad_norm = {max_grad_norm:?}");
+            let settings: OptimizerSettings = toml::from_str(&settings).unwrap();
+            let mut optimizer = AdamW::new(&settings);
             assert_eq!(expected.len(), 11);
             for (step, expected) in expected.iter().enumerate() {
                 let (loss, gradients) = backward(&model);
