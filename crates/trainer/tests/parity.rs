@@ -246,8 +246,8 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
 /// of sums, and division, exp and tanh that may be off by a few units in the last place. Measured on
 /// software Vulkan: logits within 2.6e-6, gradients within 4.3e-6, losses within 3.5e-6.
 ///
-/// One test for all, because each device compiles its shaders anew, which in software is most of
-/// what this takes: some three minutes of one core.
+/// One test for all, because shaders are compiled for each process anew, which in software is most of
+/// what this takes: some three minutes of one core; six tests take eight.
 #[test]
 fn logits_gradients_and_ten_steps_match_pytorch_through_wgpu() {
     let (device, why) = match choose(DeviceChoice::Wgpu) {
