@@ -6,13 +6,13 @@ use clap::{Args, Subcommand};
 use retort_data::settings;
 use retort_label::ledger::{OpenBatch, Reader, RecipeStatus, SentTo};
 use retort_label::{
-    AuditFile, AuditSettings, Error, Format, LabelSettings, Merged, PositionBias, ProbeSettings,
-    Sealed, position_bias,
+    Error, Format, LabelSettings, Merged, PositionBias, ProbeSettings, Sealed, position_bias,
 };
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::{label, memory, progress};
+use crate::debias::audit_settings;
+use crate::{debias, label, memory, progress};
 
 /// What the ledger holds, and turning it into label sets.
 #[derive(Args)]
@@ -51,6 +51,8 @@ enum Verb {
     },
     /// Say what a label set is worth: agreement with gold gains, calibration, spread
     Audit(AuditArguments),
+    /// Take out of a label set what its teacher gets wrong by habit, by the gold gains of a few queries
+    Debias(debias::Arguments),
     /// Find out whether a teacher can be talked into a grade: ask it about irrelevant documents, then
     /// about the same with the query's words added, with orders to grade them high, and so on
     Probe(ProbeArguments),
@@ -201,6 +203,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             );
         }
         Verb::Audit(arguments) => audit(arguments, as_json)?,
+        Verb::Debias(arguments) => debias::run(arguments, as_json)?,
         Verb::Probe(arguments) => probe(arguments, as_json)?,
         Verb::Merge { sources, into } => {
             let merged = retort_label::merge(sources, into)?;
@@ -327,13 +330,6 @@ fn probe(arguments: &ProbeArguments, as_json: bool) -> anyhow::Result<()> {
     let probed = probed?;
     progress::summary(as_json, &probed.to_string(), &json!({"probe": probed}));
     Ok(probed.check(&audit)?)
-}
-
-fn audit_settings(config: Option<&Path>, overrides: &[String]) -> anyhow::Result<AuditSettings> {
-    match config {
-        None => Ok(AuditSettings::default()),
-        Some(config) => Ok(settings::read::<AuditFile>(config, overrides)?.audit),
-    }
 }
 
 fn describe(recipe: &RecipeStatus) -> String {

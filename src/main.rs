@@ -4,6 +4,7 @@
 //! to stderr.
 
 mod candidates;
+mod debias;
 mod device;
 mod doctor;
 mod exit;

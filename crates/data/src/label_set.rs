@@ -74,6 +74,10 @@ pub struct Manifest {
     /// What preflights found at the endpoints that were asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preflights: Vec<Value>,
+    /// What was made of the judgements after they were sealed first, in order: each names the digest
+    /// of the set it was made from, how it was fitted, and to which gold gains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<Value>,
     /// Rows in all shards.
     pub rows: usize,
     /// The files that hold them.
@@ -438,6 +442,7 @@ mod tests {
             recipe: serde_json::json!({"teacher": "t"}),
             models: vec!["m".into()],
             preflights: Vec::new(),
+            corrections: Vec::new(),
             rows: 0,
             shards: Vec::new(),
             sealed_by: "test".into(),

@@ -146,7 +146,7 @@ pub struct CalibrationBin {
 }
 
 /// The rank that nDCG is cut at.
-const CUTOFF: usize = 10;
+pub(crate) const CUTOFF: usize = 10;
 
 /// Audits a label set on a collection's gold gains: those of one split, or of all there are.
 ///
@@ -375,7 +375,7 @@ fn agreement(
 /// The least gain that lies on the scale of gains above where the middle between `grade` and the
 /// grade below it lies on the scale of grades: the same number where the scales are the same, the
 /// upper half where it is the upper half.
-fn gain_beside(grade: usize, top_grade: usize, top_gain: u8) -> u8 {
+pub(crate) fn gain_beside(grade: usize, top_grade: usize, top_gain: u8) -> u8 {
     let middle = (grade as f64 - 0.5) / top_grade.max(1) as f64;
     #[expect(
         clippy::cast_possible_truncation,
@@ -463,7 +463,7 @@ fn calibration(queries: &[Vec<Judged>], is_relevant: impl Fn(&Judged) -> bool) -
 }
 
 /// A statistic of all queries, with its interval.
-fn estimate(
+pub(crate) fn estimate(
     queries: usize,
     mut statistic: impl FnMut(&[usize]) -> Option<f64>,
 ) -> Option<Estimate> {
@@ -474,7 +474,7 @@ fn estimate(
 }
 
 /// The mean over the queries that have a value.
-fn mean_of(values: &[Option<f64>], drawn: &[usize]) -> Option<f64> {
+pub(crate) fn mean_of(values: &[Option<f64>], drawn: &[usize]) -> Option<f64> {
     let (mut total, mut count) = (0.0, 0);
     for value in drawn.iter().filter_map(|place| values[*place]) {
         total += value;

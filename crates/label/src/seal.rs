@@ -59,6 +59,7 @@ pub fn seal(
         recipe: recipe.spec.clone(),
         models: recipe.models,
         preflights: recipe.preflights.iter().map(|one| json!(one)).collect(),
+        corrections: Vec::new(),
         rows: 0,
         shards: Vec::new(),
         sealed_by: format!("retort {}", env!("CARGO_PKG_VERSION")),

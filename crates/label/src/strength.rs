@@ -114,7 +114,7 @@ fn probabilities(strengths: &[f64], left: &[usize]) -> Vec<f64> {
 
 /// Solves `matrix · x = right` for a symmetric positive definite matrix, by Cholesky's
 /// decomposition into `L · Lᵀ`.
-fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
+pub(crate) fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
     let count = right.len();
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
     for row in 0..count {

@@ -61,6 +61,7 @@ impl Golden {
                 top_grade: self.top_grade,
                 recipe: json!({}),
                 models: Vec::new(),
+                corrections: Vec::new(),
                 rows: self.labels.len(),
                 shards: Vec::new(),
                 sealed_by: String::new(),
