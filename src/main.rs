@@ -7,6 +7,7 @@ mod candidates;
 mod debias;
 mod device;
 mod doctor;
+mod eval;
 mod exit;
 mod export;
 mod generate;
@@ -53,6 +54,8 @@ enum Command {
     Labels(labels::Arguments),
     /// Train a student, measure it, and write its serving directory
     Train(train::Arguments),
+    /// Measure what labels are worth to a student: a learning curve beside its teacher
+    Eval(eval::Arguments),
     /// Write a run's serving directory
     Export(export::Arguments),
     /// Score pairs read as JSON lines from stdin
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Label(arguments) => label::run(arguments, cli.json),
         Command::Labels(arguments) => labels::run(arguments, cli.json),
         Command::Train(arguments) => train::run(arguments, cli.json),
+        Command::Eval(arguments) => eval::run(arguments, cli.json),
         Command::Export(arguments) => export::run(arguments, cli.json),
         Command::Score(arguments) => score::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments, cli.json),

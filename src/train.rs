@@ -150,8 +150,8 @@ fn link_latest(run: &Path) {
 }
 
 /// A bar where stderr is a terminal, else a line every few steps.
-struct Display {
-    bar: ProgressBar,
+pub(crate) struct Display {
+    pub(crate) bar: ProgressBar,
     started: Instant,
     pairs: usize,
     steps: usize,
@@ -163,7 +163,7 @@ struct Display {
 const STEPS_PER_LINE: usize = 10;
 
 impl Display {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bar = progress::bar(0, "train");
         Self {
             bar,
@@ -175,7 +175,7 @@ impl Display {
         }
     }
 
-    fn show(&mut self, event: &Event) {
+    pub(crate) fn show(&mut self, event: &Event) {
         match event {
             Event::Stage(stage) => {
                 tracing::info!("{stage}");
@@ -227,7 +227,7 @@ impl Display {
     }
 
     /// A line that does not break the bar.
-    fn say(&self, line: &str) {
+    pub(crate) fn say(&self, line: &str) {
         self.bar.suspend(|| tracing::info!("{line}"));
     }
 }

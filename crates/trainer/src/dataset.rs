@@ -1,17 +1,16 @@
 //! Labels as training examples: tokenised pairs with what a student is to learn of each, grouped by
 //! query.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 
 use retort_data::collection::Collection;
 use retort_data::label_set::{self, Label};
 use retort_model::{Encoded, PairTokenizer};
 
-use crate::Result;
 use crate::loss::Target;
 use crate::sentinels::data::contradiction;
 use crate::warning::Warning;
+use crate::{Error, Result, TrainSettings};
 
 /// All examples of a label set; a position in these lists names an example.
 pub(crate) struct Dataset {
@@ -32,18 +31,22 @@ pub(crate) struct QueryExamples {
 }
 
 impl Dataset {
-    /// Reads a label set and tokenises what it judged. `uncertainty` is that of
-    /// [`LossSettings`](crate::LossSettings).
+    /// Reads the settings' label set and tokenises what it judged.
     ///
     /// # Errors
-    /// A bad label set, a label about a text that has changed since, or a tokenizer that refuses.
+    /// A bad label set, one of fewer queries than are to be learned from, a label about a text that
+    /// has changed since, or a tokenizer that refuses.
     pub(crate) fn read(
-        labels: &Path,
+        settings: &TrainSettings,
         collection: &Collection,
         tokenizer: &PairTokenizer,
-        uncertainty: f64,
     ) -> Result<Self> {
-        let set = label_set::read(labels)?;
+        let labels = &settings.data.labels;
+        let uncertainty = settings.loss.uncertainty;
+        let mut set = label_set::read(labels)?;
+        if let Some(count) = settings.data.queries {
+            keep_queries(&mut set.labels, count, settings.seed)?;
+        }
         let mut texts = Vec::with_capacity(set.labels.len());
         let mut by_query: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (example, label) in set.labels.iter().enumerate() {
@@ -72,6 +75,30 @@ impl Dataset {
             queries,
         })
     }
+}
+
+/// How many queries labels are about.
+pub(crate) fn count_queries(labels: &[Label]) -> usize {
+    let queries: BTreeSet<&str> = labels.iter().map(|label| &*label.query_id).collect();
+    queries.len()
+}
+
+/// Leaves the labels of `count` queries, those with the lowest lots: whether a query is among them
+/// depends on it, the seed and the number alone.
+fn keep_queries(labels: &mut Vec<Label>, count: usize, seed: u64) -> Result<()> {
+    let queries: BTreeSet<String> = labels.iter().map(|label| label.query_id.clone()).collect();
+    if count > queries.len() {
+        let there_are = queries.len();
+        return Err(Error::Setting {
+            key: "data.queries",
+            problem: format!("is {count}, but the label set has {there_are} queries"),
+        });
+    }
+    let mut drawn: Vec<String> = queries.into_iter().collect();
+    drawn.sort_by_cached_key(|query| retort_files::sha256(format!("{seed}:{query}").as_bytes()));
+    let kept: BTreeSet<String> = drawn.into_iter().take(count).collect();
+    labels.retain(|label| kept.contains(&label.query_id));
+    Ok(())
 }
 
 /// Keeps a certain teacher's logit finite: grades within this share of the scale's ends count as
@@ -115,6 +142,37 @@ mod tests {
             text: String::new(),
             at: String::new(),
         }
+    }
+
+    #[test]
+    fn fewer_queries_are_some_of_more() {
+        let of_query = |query: usize| Label {
+            query_id: format!("q{}", query % 20),
+            ..label(&[0.5, 0.5])
+        };
+        let all: Vec<Label> = (0..60).map(of_query).collect();
+        let kept = |count, seed| {
+            let mut labels = all.clone();
+            keep_queries(&mut labels, count, seed).unwrap();
+            let queries = labels.iter().map(|label| label.query_id.clone());
+            (labels.len(), queries.collect::<BTreeSet<_>>())
+        };
+        let (rows, mut before) = kept(1, 7);
+        assert_eq!(rows, 3);
+        for count in 2..=20 {
+            let (rows, queries) = kept(count, 7);
+            assert_eq!((rows, queries.len()), (3 * count, count));
+            assert!(queries.is_superset(&before));
+            before = queries;
+        }
+        assert_ne!(kept(10, 7).1, kept(10, 8).1);
+        let error = keep_queries(&mut all.clone(), 21, 7)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "data.queries: is 21, but the label set has 20 queries"
+        );
     }
 
     #[test]

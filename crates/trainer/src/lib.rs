@@ -17,6 +17,7 @@
 
 mod batches;
 mod checkpoint;
+mod curve;
 mod dataset;
 mod error;
 mod evaluation;
@@ -40,6 +41,7 @@ mod verdict;
 mod warning;
 
 pub use checkpoint::{best_model, settings};
+pub use curve::{Curve, CurveEvent, CurvePoint, CurveSettings, Interval, TeacherLine, curve};
 pub use error::{Error, Result};
 pub use event::{Event, Outcome, StepReport};
 pub use gradients::NamedGradients;

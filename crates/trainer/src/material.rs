@@ -28,7 +28,6 @@ impl Material {
         let TrainSettings {
             data,
             evaluation,
-            loss,
             verdict,
             ..
         } = run.settings;
@@ -36,7 +35,7 @@ impl Material {
         let tokenizer = tokenizer(run)?;
         let dev = Evaluation::read(&collection, &evaluation.split, &evaluation.candidates)?;
         Ok(Self {
-            dataset: Dataset::read(&data.labels, &collection, &tokenizer, loss.uncertainty)?,
+            dataset: Dataset::read(run.settings, &collection, &tokenizer)?,
             dev_pairs: dev.encode(&collection, &tokenizer, &evaluation.candidates)?,
             dev,
             test: verdict::Subject::read(verdict, &collection, &tokenizer)?,
@@ -67,7 +66,7 @@ impl Material {
 }
 
 /// The base model's tokenizer, cutting at a length that the model can read.
-fn tokenizer(run: &Run) -> Result<PairTokenizer> {
+pub(crate) fn tokenizer(run: &Run) -> Result<PairTokenizer> {
     let max_tokens = run.settings.data.max_tokens;
     let positions = ModelConfig::read(run.base)?.max_tokens();
     if max_tokens > positions {

@@ -41,6 +41,10 @@ pub struct DataSettings {
     pub labels: PathBuf,
     /// Of query, document and special tokens together; the longer text is cut first.
     pub max_tokens: usize,
+    /// Learn from this many of the label set's queries, drawn by the seed; those of a smaller number
+    /// are among those of a larger one. All where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queries: Option<usize>,
 }
 
 /// `[model]`
@@ -317,6 +321,7 @@ impl TrainSettings {
             ..
         } = self;
         for (key, value, least) in [
+            ("data.queries", self.data.queries.unwrap_or(1), 1),
             ("schedule.epochs", schedule.epochs, 1),
             (
                 "schedule.documents_per_query",

@@ -55,15 +55,7 @@ pub(crate) fn start(
     let changes = if is_new {
         Vec::new()
     } else {
-        let changes = changes(run, inputs)?;
-        let allowed = |change: &Change| run.allowed_changes.contains(&change.key);
-        if !changes.iter().all(allowed) {
-            return Err(Error::Changed {
-                folder: run.folder.to_owned(),
-                changes: changes.into_iter().filter(|c| !allowed(c)).collect(),
-            });
-        }
-        changes
+        allowed_changes(run, inputs)?
     };
     let last = checkpoint::last(run.folder)?;
     let learner = if let Some((folder, _)) = &last {
@@ -95,8 +87,24 @@ pub(crate) fn start(
     })
 }
 
+/// What differs from what the run was started with, and may.
+///
+/// # Errors
+/// Another difference.
+pub(crate) fn allowed_changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>> {
+    let changes = changes(run, inputs)?;
+    let allowed = |change: &Change| run.allowed_changes.contains(&change.key);
+    if changes.iter().all(allowed) {
+        return Ok(changes);
+    }
+    Err(Error::Changed {
+        folder: run.folder.to_owned(),
+        changes: changes.into_iter().filter(|c| !allowed(c)).collect(),
+    })
+}
+
 /// Writes what the run is made from.
-fn write_origin(run: &Run, inputs: &Inputs, folder: &Path) -> Result<()> {
+pub(crate) fn write_origin(run: &Run, inputs: &Inputs, folder: &Path) -> Result<()> {
     let settings = toml::to_string(run.settings).map_err(|error| Error::Setting {
         key: "name",
         problem: error.to_string(),

@@ -1,7 +1,7 @@
 //! The training loop: set up or resume, then per step evaluate and save once in a while, update,
 //! report.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use retort_model::CrossEncoder;
@@ -54,6 +54,35 @@ impl Run<'_> {
 /// Bad input, before anything is written; a run that was started from something else; a loss or a
 /// gradient that is not finite, before it spoils the weights.
 pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
+    let Fitted {
+        material,
+        state,
+        model,
+    } = fit(run, &mut report)?;
+    report(Event::Stage("measuring"));
+    let verdict = material.test.verdict(run, &material.collection, &model)?;
+    retort_files::write_atomic(
+        &run.folder.join("verdict.json"),
+        &checkpoint::to_json(&verdict.to_json()),
+    )?;
+    Ok(Outcome {
+        verdict,
+        steps: state.step,
+        dev_ndcg: state.best_ndcg,
+        model,
+    })
+}
+
+/// A student that was trained.
+pub(crate) struct Fitted {
+    material: Material,
+    state: State,
+    /// Its best checkpoint.
+    pub(crate) model: PathBuf,
+}
+
+/// Trains a student, or goes on with it.
+pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
     report(Event::Stage("reading"));
     run.settings.check()?;
     let inputs = Inputs::read(run)?;
@@ -82,22 +111,13 @@ pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
         device: &device,
         metrics,
         sentinels: Sentinels::default(),
-        report: &mut report,
+        report,
     }
     .complete(start)?;
-
-    report(Event::Stage("measuring"));
-    let model = checkpoint::best_model(run.folder)?;
-    let verdict = material.test.verdict(run, &material.collection, &model)?;
-    retort_files::write_atomic(
-        &run.folder.join("verdict.json"),
-        &checkpoint::to_json(&verdict.to_json()),
-    )?;
-    Ok(Outcome {
-        verdict,
-        steps: state.step,
-        dev_ndcg: state.best_ndcg,
-        model,
+    Ok(Fitted {
+        model: checkpoint::best_model(run.folder)?,
+        material,
+        state,
     })
 }
 

@@ -102,8 +102,7 @@ pub(crate) struct Subject {
     /// Texts for the bi-encoder: the queries', then the candidates', each once.
     texts: Vec<Encoded>,
     places: HashMap<String, usize>,
-    /// The teacher's grade of a query and a document.
-    grades: Option<HashMap<(String, String), f32>>,
+    grades: Option<Grades>,
 }
 
 /// Orders drawn to estimate what a random one is worth.
@@ -190,27 +189,10 @@ impl Subject {
         })
     }
 
-    /// The teacher, on the queries of which it judged every candidate: an order of some of them
-    /// would be worth less than the same judgement of all.
     fn teacher(&self) -> Option<System> {
-        let grades = self.grades.as_ref()?;
-        let grade = |query: &EvaluationQuery, id: &str| {
-            grades.get(&(query.id.clone(), id.to_owned())).copied()
-        };
-        let judged = self
-            .evaluation
-            .only(|query| query.candidates.iter().all(|id| grade(query, id).is_some()));
-        let (measured, all) = (judged.queries.len(), self.evaluation.queries.len());
-        if measured < all {
-            tracing::warn!("the teacher judged all candidates of {measured} of {all} queries");
-        }
-        let score = |query: &EvaluationQuery, id: &str| grade(query, id).unwrap_or(f32::NAN);
-        (measured > 0).then(|| {
-            system(
-                "teacher",
-                &judged.measure(self.settings.relevant_gain, score),
-            )
-        })
+        let relevant_gain = self.settings.relevant_gain;
+        let (_, measured) = of_teacher(&self.evaluation, self.grades.as_ref()?, relevant_gain)?;
+        Some(system("teacher", &measured))
     }
 
     fn random(&self) -> Measured {
@@ -273,6 +255,29 @@ impl Subject {
     }
 }
 
+/// The teacher's grade of a query and a document.
+type Grades = HashMap<(String, String), f32>;
+
+/// The teacher, on the queries of which it judged every candidate: an order of some of them would be
+/// worth less than the same judgement of all.
+pub(crate) fn of_teacher(
+    evaluation: &Evaluation,
+    grades: &Grades,
+    relevant_gain: u8,
+) -> Option<(Evaluation, Measured)> {
+    let grade =
+        |query: &EvaluationQuery, id: &str| grades.get(&(query.id.clone(), id.to_owned())).copied();
+    let judged =
+        evaluation.only(|query| query.candidates.iter().all(|id| grade(query, id).is_some()));
+    let (measured, all) = (judged.queries.len(), evaluation.queries.len());
+    if measured < all {
+        tracing::warn!("the teacher judged all candidates of {measured} of {all} queries");
+    }
+    let score = |query: &EvaluationQuery, id: &str| grade(query, id).unwrap_or(f32::NAN);
+    let of = judged.measure(relevant_gain, score);
+    (measured > 0).then_some((judged, of))
+}
+
 fn system(name: &'static str, measured: &Measured) -> System {
     System {
         name,
@@ -283,7 +288,7 @@ fn system(name: &'static str, measured: &Measured) -> System {
     }
 }
 
-fn read_grades(labels: &Path, collection: &Collection) -> Result<HashMap<(String, String), f32>> {
+pub(crate) fn read_grades(labels: &Path, collection: &Collection) -> Result<Grades> {
     let mut grades = HashMap::new();
     for label in label_set::read(labels)?.labels {
         label_set::subject(&label, collection, labels)?;
