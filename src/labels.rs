@@ -205,32 +205,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         Verb::Audit(arguments) => audit(arguments, as_json)?,
         Verb::Debias(arguments) => debias::run(arguments, as_json)?,
         Verb::Probe(arguments) => probe(arguments, as_json)?,
-        Verb::Merge { sources, into } => {
-            let merged = retort_label::merge(sources, into)?;
-            let Merged {
-                judgements,
-                requests,
-                bought_twice,
-                spent,
-            } = &merged;
-            let twice = match bought_twice {
-                0 => String::new(),
-                count => format!(
-                    "; {count} questions that are answered now are out in batches as well: what \
-                     comes back of them is paid for, and not kept"
-                ),
-            };
-            let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
-            progress::summary(
-                as_json,
-                &format!(
-                    "{}: {judgements} new judgements, {requests} new requests; it came to {tokens} \
-                     tokens and {money:.2}{twice}",
-                    into.display()
-                ),
-                &json!({"ledger": into, "merged": merged}),
-            );
-        }
+        Verb::Merge { sources, into } => merge(sources, into, as_json)?,
         Verb::Export {
             ledger,
             format,
@@ -255,6 +230,34 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+fn merge(sources: &[PathBuf], into: &Path, as_json: bool) -> anyhow::Result<()> {
+    let merged = retort_label::merge(sources, into)?;
+    let Merged {
+        judgements,
+        requests,
+        bought_twice,
+        spent,
+    } = &merged;
+    let twice = match bought_twice {
+        0 => String::new(),
+        count => format!(
+            "; {count} questions that are answered now are out in batches as well: what \
+             comes back of them is paid for, and not kept"
+        ),
+    };
+    let (tokens, money) = (spent.tokens, spent.micros as f64 / 1e6);
+    progress::summary(
+        as_json,
+        &format!(
+            "{}: {judgements} new judgements, {requests} new requests; it came to {tokens} \
+             tokens and {money:.2}{twice}",
+            into.display()
+        ),
+        &json!({"ledger": into, "merged": merged}),
+    );
     Ok(())
 }
 
