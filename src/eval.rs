@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     curve: PathBuf,
 
-    /// The training job whose label set to draw it of; its [verdict] says what is measured on, and
+    /// The training job whose label set to draw it of; its `[verdict]` says what is measured on, and
     /// `teacher_labels` there whose line to pass
     #[arg(long, value_name = "FILE", default_value = "configs/demo.toml")]
     config: PathBuf,
