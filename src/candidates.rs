@@ -61,7 +61,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let out = &arguments.out;
     let collection = Collection::read(&arguments.collection)?;
-    let mut queries: Vec<&Query> = collection.queries().collect();
+    let mut queries: Vec<Query> = collection.queries().collect::<Result<_, _>>()?;
+    queries.sort_by(|a, b| a.id.cmp(&b.id));
     if let Some(split) = &arguments.split {
         let gains = collection.qrels(split)?;
         queries.retain(|query| gains.contains_key(&query.id));

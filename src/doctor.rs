@@ -140,11 +140,22 @@ fn preflight(settings: &LabelSettings) -> anyhow::Result<(String, Value)> {
 /// Reads all that a training job reads but the base model, which may have to be fetched.
 fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
     settings.check()?;
-    let collection = Collection::read(&settings.data.collection)?;
-    let folder = &settings.data.labels;
-    let labels = label_set::read(folder)?.labels;
-    for label in &labels {
-        label_set::subject(label, &collection, folder)?;
+    let data = &settings.data;
+    let collection = Collection::read(&data.collection)?;
+    let mut labels = 0;
+    for folder in data
+        .also
+        .iter()
+        .map(|also| &also.labels)
+        .chain([&data.labels])
+    {
+        for label in label_set::open(folder)?.labels() {
+            label_set::subject(&label?, &collection, folder)?;
+            labels += 1;
+        }
+    }
+    if let Some(gold) = &data.gold {
+        collection.qrels(&gold.split)?;
     }
     let mut pairs = Vec::new();
     for (split, file) in [
@@ -159,12 +170,12 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
         }
         pairs.push(candidates.len());
     }
-    let (labels, base) = (labels.len(), &settings.model.init);
+    let base = &settings.model.init;
     Ok((
         format!(
             "{labels} judgements in {}, {} pairs to evaluate on, {} for the verdict, base model \
              {base}",
-            folder.display(),
+            data.labels.display(),
             pairs[0],
             pairs[1]
         ),

@@ -129,7 +129,7 @@ fn made_up_labels(collection: &Path, candidates: &Path) -> Vec<Label> {
             probabilities: vec![1.0 - p, 0.0, 0.0, p],
             mass: 1.0,
             samples: 1,
-            text: label_set::text_digest(query, document),
+            text: label_set::text_digest(&query, &document),
             at: "2026-11-21T00:00:00Z".to_owned(),
             query_id: candidate.query_id,
             document_id: candidate.document_id,

@@ -38,9 +38,9 @@ impl Bm25 {
     /// Indexes a corpus.
     ///
     /// # Errors
-    /// When the index can't be built.
-    pub fn index<'a>(
-        documents: impl IntoIterator<Item = &'a Document>,
+    /// A document that can't be read; when the index can't be built.
+    pub fn index(
+        documents: impl IntoIterator<Item = Result<Document>>,
         matching: Matching,
     ) -> Result<Self> {
         let tokenizer = match matching {
@@ -66,7 +66,8 @@ impl Bm25 {
         let mut writer = index.writer_with_num_threads(1, INDEXER_BYTES)?;
         let mut count = 0;
         for document in documents {
-            writer.add_document(doc!(id => document.id.as_str(), body => document.full_text()))?;
+            let document = document?;
+            writer.add_document(doc!(id => &*document.id, body => document.full_text()))?;
             count += 1;
         }
         writer.commit()?;
@@ -128,22 +129,23 @@ impl Bm25 {
 mod tests {
     use super::*;
 
-    fn corpus() -> Vec<Document> {
+    fn corpus() -> [Result<Document>; 3] {
         [
             ("a", "cordless drill 18 V"),
             ("b", "drill bit set"),
             ("c", "bath towel"),
         ]
-        .map(|(id, text)| Document {
-            id: id.into(),
-            title: String::new(),
-            text: text.into(),
+        .map(|(id, text)| {
+            Ok(Document {
+                id: id.into(),
+                title: String::new(),
+                text: text.into(),
+            })
         })
-        .to_vec()
     }
 
     fn found(matching: Matching, query: &str) -> Vec<String> {
-        let bm25 = Bm25::index(&corpus(), matching).unwrap();
+        let bm25 = Bm25::index(corpus(), matching).unwrap();
         bm25.search(query, 10)
             .unwrap()
             .into_iter()
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_score_is_bm25s() {
-        let scores = Bm25::index(&corpus(), Matching::Words)
+        let scores = Bm25::index(corpus(), Matching::Words)
             .unwrap()
             .scores("towel")
             .unwrap();

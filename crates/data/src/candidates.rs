@@ -19,7 +19,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::bm25::{Bm25, Matching};
-use crate::collection::{Collection, Document, Query};
+use crate::collection::{Collection, Query};
 use crate::trec::Run;
 use crate::{Error, Result, jsonl};
 
@@ -114,13 +114,14 @@ pub struct Mix {
 ///
 /// # Errors
 /// When a search fails.
-pub fn draw(collection: &Collection, queries: &[&Query], mix: &Mix) -> Result<Vec<Candidate>> {
+pub fn draw(collection: &Collection, queries: &[Query], mix: &Mix) -> Result<Vec<Candidate>> {
     let words = Bm25::index(collection.documents(), Matching::Words)?;
     let trigrams = Bm25::index(collection.documents(), Matching::Trigrams)?;
-    let lots: Vec<(&str, u64)> = collection
-        .documents()
-        .map(|document: &Document| (&*document.id, lot(mix.seed, &document.id)))
-        .collect();
+    let mut lots: Vec<(Box<str>, u64)> = Vec::with_capacity(collection.documents().len());
+    for document in collection.documents() {
+        let id = document?.id;
+        lots.push((id.as_str().into(), lot(mix.seed, &id)));
+    }
     let pool_size = mix.bm25 + mix.trigrams + mix.runs.len() * mix.per_run + mix.random;
 
     let mut candidates = Vec::new();
@@ -230,10 +231,10 @@ fn strata(count: usize, depth: usize) -> Vec<(RangeInclusive<usize>, usize)> {
 ///
 /// A lot depends on the seed, the query and the document alone, so that a query or a document
 /// that is added later hardly changes the other candidates, whose labels are paid for.
-fn lowest_lots(lots: &[(&str, u64)], of_query: u64, count: usize) -> Vec<String> {
+fn lowest_lots(lots: &[(Box<str>, u64)], of_query: u64, count: usize) -> Vec<String> {
     let mut drawn: Vec<(u64, &str)> = lots
         .iter()
-        .map(|(id, of_document)| (mixed(of_query ^ of_document), *id))
+        .map(|(id, of_document)| (mixed(of_query ^ of_document), &**id))
         .collect();
     if count < drawn.len() {
         drawn.select_nth_unstable(count);
@@ -307,18 +308,17 @@ mod tests {
 
     #[test]
     fn a_lot_hangs_on_the_query_and_the_document_alone() {
-        let lots: Vec<(String, u64)> = (0..1000)
+        let lots: Vec<(Box<str>, u64)> = (0..1000)
             .map(|number| format!("d{number}"))
-            .map(|id| (id.clone(), lot(7, &id)))
+            .map(|id| (id.as_str().into(), lot(7, &id)))
             .collect();
-        let lots: Vec<(&str, u64)> = lots.iter().map(|(id, lot)| (&**id, *lot)).collect();
         let drawn = lowest_lots(&lots, lot(7, "q1"), 10);
         assert_eq!(drawn.len(), 10);
         // Of half the documents, those of them that were drawn are drawn again.
         let half = lowest_lots(&lots[..500], lot(7, "q1"), 10);
         let kept: Vec<&String> = drawn
             .iter()
-            .filter(|id| lots[..500].iter().any(|(known, _)| known == id))
+            .filter(|id| lots[..500].iter().any(|(known, _)| **known == **id))
             .collect();
         assert_eq!(half.iter().take(kept.len()).collect::<Vec<_>>(), kept);
         assert!(!kept.is_empty() && kept.len() < 10, "{}", kept.len());
@@ -384,7 +384,7 @@ mod tests {
             seed: 1,
         };
         mix(&mut all);
-        let queries: Vec<&Query> = collection.queries().collect();
+        let queries: Vec<Query> = collection.queries().collect::<Result<_>>().unwrap();
         draw(&collection, &queries, &all).unwrap()
     }
 

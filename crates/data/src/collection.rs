@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::indexed::{Indexed, Row};
 use crate::lines::Lines;
 use crate::trec::Judgement;
-use crate::{Error, Result, jsonl, trec};
+use crate::{Error, Result, trec};
 
 /// One document; further fields of its line (such as `metadata`) are left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -83,12 +83,29 @@ pub fn splits(folder: &Path) -> Vec<String> {
     splits
 }
 
-/// A corpus with its queries, by id.
+/// A corpus with its queries. Texts stay on disk until they are asked for: memory holds sixteen bytes
+/// for each of them.
 #[derive(Debug)]
 pub struct Collection {
     folder: PathBuf,
-    documents: BTreeMap<String, Document>,
-    queries: BTreeMap<String, Query>,
+    documents: Indexed<Document>,
+    queries: Indexed<Query>,
+}
+
+impl Row for Document {
+    const EXPECTED: &'static str = r#"{"_id", "title", "text"}"#;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Row for Query {
+    const EXPECTED: &'static str = r#"{"_id", "text"}"#;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 impl Collection {
@@ -97,53 +114,50 @@ impl Collection {
     /// # Errors
     /// A missing file, a malformed line (file and line), an id given twice.
     pub fn read(folder: &Path) -> Result<Self> {
-        let id_of = |document: &Document| document.id.clone();
-        let corpus = file(folder, "corpus.jsonl");
-        let documents = by_id(&corpus, r#"{"_id", "title", "text"}"#, id_of)?;
-        let queries = file(folder, "queries.jsonl");
-        let queries = by_id(&queries, r#"{"_id", "text"}"#, |query: &Query| {
-            query.id.clone()
-        })?;
         Ok(Self {
             folder: folder.to_owned(),
-            documents,
-            queries,
+            documents: Indexed::open(&file(folder, "corpus.jsonl"))?,
+            queries: Indexed::open(&file(folder, "queries.jsonl"))?,
         })
     }
 
-    /// The same queries with other documents; of two with one id the later counts.
-    #[must_use]
-    pub fn with_documents(&self, documents: impl IntoIterator<Item = Document>) -> Self {
-        let by_id = |document: Document| (document.id.clone(), document);
-        Self {
-            folder: self.folder.clone(),
-            documents: documents.into_iter().map(by_id).collect(),
-            queries: self.queries.clone(),
-        }
+    /// The same queries with other documents.
+    ///
+    /// # Errors
+    /// An id given twice, an I/O error.
+    pub fn with_documents(self, documents: impl IntoIterator<Item = Document>) -> Result<Self> {
+        let path = file(&self.folder, "corpus.jsonl");
+        Ok(Self {
+            documents: Indexed::of_rows(&path, documents)?,
+            ..self
+        })
     }
 
-    /// Every document, ordered by id.
-    pub fn documents(&self) -> impl ExactSizeIterator<Item = &Document> {
-        self.documents.values()
+    /// Every document, in the order of the file.
+    pub fn documents(&self) -> impl ExactSizeIterator<Item = Result<Document>> {
+        self.documents.iter()
     }
 
-    /// Every query, ordered by id.
-    pub fn queries(&self) -> impl ExactSizeIterator<Item = &Query> {
-        self.queries.values()
+    /// Every query, in the order of the file.
+    pub fn queries(&self) -> impl ExactSizeIterator<Item = Result<Query>> {
+        self.queries.iter()
     }
 
     /// Whether the corpus has a document of that id.
-    pub fn has_document(&self, id: &str) -> bool {
-        self.documents.contains_key(id)
+    ///
+    /// # Errors
+    /// A corpus that can't be read any more.
+    pub fn has_document(&self, id: &str) -> Result<bool> {
+        Ok(self.documents.get(id)?.is_some())
     }
 
     /// The document of that id.
     ///
     /// # Errors
     /// When the corpus has none; `source` is the file that names it.
-    pub fn document(&self, id: &str, source: &Path) -> Result<&Document> {
+    pub fn document(&self, id: &str, source: &Path) -> Result<Document> {
         self.documents
-            .get(id)
+            .get(id)?
             .ok_or_else(|| self.unknown("document", id, "corpus.jsonl", source))
     }
 
@@ -151,9 +165,9 @@ impl Collection {
     ///
     /// # Errors
     /// When the collection has none; `source` is the file that names it.
-    pub fn query(&self, id: &str, source: &Path) -> Result<&Query> {
+    pub fn query(&self, id: &str, source: &Path) -> Result<Query> {
         self.queries
-            .get(id)
+            .get(id)?
             .ok_or_else(|| self.unknown("query", id, "queries.jsonl", source))
     }
 
@@ -219,10 +233,10 @@ impl Collection {
                     row.grade
                 ))
             })?;
-            if !self.queries.contains_key(&query) {
+            if self.queries.get(&query)?.is_none() {
                 return Err(bad(trec::unknown("query", &query)));
             }
-            if !self.documents.contains_key(&document) {
+            if !self.has_document(&document)? {
                 return Err(bad(trec::unknown("document", &document)));
             }
             let gains = qrels.entry(query.clone()).or_default();
@@ -247,30 +261,6 @@ impl Collection {
     }
 }
 
-fn by_id<T: DeserializeOwned>(
-    path: &Path,
-    expected: &str,
-    id_of: impl Fn(&T) -> String,
-) -> Result<BTreeMap<String, T>> {
-    let mut map = BTreeMap::new();
-    for row in jsonl::rows::<T>(Lines::open(path)?, expected) {
-        let (line, row) = row?;
-        let id = id_of(&row);
-        if map.contains_key(&id) {
-            let problem = format!("the id {id:?} was given before: ids must be unique, rename one");
-            return Err(Error::row(path, line, problem));
-        }
-        map.insert(id, row);
-    }
-    if map.is_empty() {
-        return Err(Error::File {
-            path: path.to_owned(),
-            problem: "holds no rows".to_owned(),
-        });
-    }
-    Ok(map)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,7 +282,13 @@ mod tests {
         let folder = folder(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\nq\td 1\t3\n");
         let collection = Collection::read(folder.path()).unwrap();
         assert_eq!(collection.qrels("test").unwrap()["q"]["d 1"], 3);
-        assert_eq!(collection.documents().next().unwrap().full_text(), "A. b");
+        assert_eq!(
+            collection
+                .document("d 1", Path::new(""))
+                .unwrap()
+                .full_text(),
+            "A. b"
+        );
     }
 
     #[test]
@@ -316,8 +312,8 @@ mod tests {
             fs::remove_file(path.join(name)).unwrap();
         }
         let collection = Collection::read(path).unwrap();
-        assert_eq!(collection.documents().next().unwrap().id, "d 1");
-        assert_eq!(collection.queries().next().unwrap().id, "q");
+        assert_eq!(collection.documents().next().unwrap().unwrap().id, "d 1");
+        assert_eq!(collection.queries().next().unwrap().unwrap().id, "q");
     }
 
     #[test]

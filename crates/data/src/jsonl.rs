@@ -28,11 +28,12 @@ pub fn read_numbered<T: DeserializeOwned>(path: &Path, expected: &str) -> Result
 /// [`read_numbered`], row by row.
 pub fn rows<T: DeserializeOwned>(lines: Lines, expected: &str) -> Rows<T> {
     let expected = expected.to_owned();
-    lines.rows(move |text| {
-        serde_json::from_str(text)
-            .map(Some)
-            .map_err(|error| format!("{}; expected {expected}", told(&error)))
-    })
+    lines.rows(move |text| parse(text, &expected).map(Some))
+}
+
+/// One line; the error says what is wrong with it.
+pub(crate) fn parse<T: DeserializeOwned>(text: &str, expected: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| format!("{}; expected {expected}", told(&error)))
 }
 
 /// An error without the number of the line, which is of the one line that was read.

@@ -6,17 +6,18 @@
 //! SET/part-00000.parquet   query_id, document_id, grade, probabilities, mass, samples, text, at
 //! ```
 
-use std::path::Path;
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::builder::{Float64Builder, ListBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, UInt32Type};
 use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array};
-use arrow_schema::{ArrowError, DataType, Field, Schema};
+use arrow_schema::{DataType, Field, Schema};
 use fs_err as fs;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
@@ -25,6 +26,16 @@ use serde_json::Value;
 
 use crate::collection::{Collection, Document, Query};
 use crate::{Error, Result};
+
+/// A label set whose labels are read as they are asked for.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// What it is.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest, which holds those of the shards: it stands for every label.
+    pub digest: String,
+    folder: PathBuf,
+}
 
 /// A label set, read whole.
 #[derive(Clone, Debug)]
@@ -161,14 +172,10 @@ pub fn text_digest(query: &Query, document: &Document) -> String {
 /// # Errors
 /// When the collection lacks one of them, or their words are not those that were judged; `source`
 /// is the label set's folder.
-pub fn subject<'a>(
-    label: &Label,
-    collection: &'a Collection,
-    source: &Path,
-) -> Result<(&'a Query, &'a Document)> {
+pub fn subject(label: &Label, collection: &Collection, source: &Path) -> Result<(Query, Document)> {
     let query = collection.query(&label.query_id, source)?;
     let document = collection.document(&label.document_id, source)?;
-    if text_digest(query, document) == label.text {
+    if text_digest(&query, &document) == label.text {
         return Ok((query, document));
     }
     Err(problem(
@@ -181,12 +188,11 @@ pub fn subject<'a>(
     ))
 }
 
-/// Reads a label set and checks every shard against the manifest.
+/// Opens a label set.
 ///
 /// # Errors
-/// A folder that is no label set, a shard that is missing or was changed, a label outside the
-/// scale.
-pub fn read(folder: &Path) -> Result<LabelSet> {
+/// A folder that is no label set, or one without labels.
+pub fn open(folder: &Path) -> Result<Sealed> {
     let path = folder.join(MANIFEST);
     if !path.exists() {
         return Err(problem(
@@ -204,13 +210,64 @@ pub fn read(folder: &Path) -> Result<LabelSet> {
             format!("has the format {format}, expected {FORMAT}"),
         ));
     }
-    let mut labels = Vec::with_capacity(manifest.rows);
-    for shard in &manifest.shards {
+    if manifest.shards.iter().all(|shard| shard.rows == 0) {
+        return Err(problem(folder, "holds no labels".to_owned()));
+    }
+    Ok(Sealed {
+        manifest,
+        digest: retort_files::sha256(&bytes),
+        folder: folder.to_owned(),
+    })
+}
+
+/// Reads a label set whole.
+///
+/// # Errors
+/// As [`open`] and [`Sealed::labels`].
+pub fn read(folder: &Path) -> Result<LabelSet> {
+    let sealed = open(folder)?;
+    let labels = sealed.labels().collect::<Result<_>>()?;
+    let Sealed {
+        manifest, digest, ..
+    } = sealed;
+    Ok(LabelSet {
+        manifest,
+        digest,
+        labels,
+    })
+}
+
+impl Sealed {
+    /// The labels in the order of query ids, each shard checked against the manifest before it is read;
+    /// nothing comes after an error.
+    ///
+    /// # Errors
+    /// A shard that is missing or was changed, a label outside the scale, labels out of order.
+    pub fn labels(&self) -> impl Iterator<Item = Result<Label>> + '_ {
+        let shards = self.manifest.shards.iter();
+        let labels = shards.flat_map(|shard| match self.shard(shard) {
+            Ok(labels) => Either::Labels(labels),
+            Err(error) => Either::Error(Some(error)),
+        });
+        let mut checked = Checked::new(self.manifest.top_grade);
+        let mut failed = false;
+        labels.map_while(move |label| {
+            let label = label.and_then(|label| match checked.problem(&label) {
+                None => Ok(label),
+                Some(wrong) => Err(problem(&self.folder, wrong)),
+            });
+            (!std::mem::replace(&mut failed, label.is_err())).then_some(label)
+        })
+    }
+
+    fn shard(&self, shard: &Shard) -> Result<ShardLabels> {
         // A name, not a path: nothing outside the folder is opened.
         if Path::new(&shard.file).file_name() != Some(shard.file.as_ref()) {
-            return Err(problem(&path, format!("{:?} is no file name", shard.file)));
+            let manifest = self.folder.join(MANIFEST);
+            let wrong = format!("{:?} is no file name", shard.file);
+            return Err(problem(&manifest, wrong));
         }
-        let path = folder.join(&shard.file);
+        let path = self.folder.join(&shard.file);
         let digest = retort_files::sha256_file(&path)?;
         if digest != shard.sha256 {
             return Err(problem(
@@ -221,30 +278,100 @@ pub fn read(folder: &Path) -> Result<LabelSet> {
                 ),
             ));
         }
-        let before = labels.len();
-        read_shard(&path, &mut labels)?;
-        if labels.len() - before != shard.rows {
-            let rows = labels.len() - before;
-            return Err(problem(
-                &path,
-                format!("has {rows} rows, the manifest has {}", shard.rows),
-            ));
+        let file = fs::File::open(&path)?.into_parts().0;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file);
+        let builder = builder.map_err(|error| problem(&path, error.to_string()))?;
+        let rows = builder.metadata().file_metadata().num_rows();
+        if usize::try_from(rows) != Ok(shard.rows) {
+            let wrong = format!("has {rows} rows, the manifest has {}", shard.rows);
+            return Err(problem(&path, wrong));
+        }
+        let batches = builder.build();
+        Ok(ShardLabels {
+            batches: batches.map_err(|error| problem(&path, error.to_string()))?,
+            path,
+            rows: Vec::new().into_iter(),
+        })
+    }
+}
+
+/// The labels of a shard, or why there are none.
+enum Either {
+    Labels(ShardLabels),
+    Error(Option<Error>),
+}
+
+impl Iterator for Either {
+    type Item = Result<Label>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Labels(labels) => labels.next(),
+            Self::Error(error) => error.take().map(Err),
         }
     }
-    if labels.is_empty() {
-        return Err(problem(folder, "holds no labels".to_owned()));
-    }
-    for label in &labels {
-        if let Some(wrong) = label.problem(manifest.top_grade) {
-            let (query, document) = (&label.query_id, &label.document_id);
-            return Err(problem(folder, format!("{query} {document}: {wrong}")));
+}
+
+struct ShardLabels {
+    path: PathBuf,
+    batches: ParquetRecordBatchReader,
+    rows: std::vec::IntoIter<Label>,
+}
+
+impl Iterator for ShardLabels {
+    type Item = Result<Label>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(label) = self.rows.next() {
+                return Some(Ok(label));
+            }
+            let rows = match self.batches.next()? {
+                Ok(batch) => rows(&batch)
+                    .ok_or("lacks a column of a label set, or has one of another type".to_owned()),
+                Err(error) => Err(error.to_string()),
+            };
+            match rows {
+                Ok(rows) => self.rows = rows.into_iter(),
+                Err(wrong) => return Some(Err(problem(&self.path, wrong))),
+            }
         }
     }
-    Ok(LabelSet {
-        manifest,
-        digest: retort_files::sha256(&bytes),
-        labels,
-    })
+}
+
+/// Whether labels that come one after the other may be a set's.
+struct Checked {
+    top_grade: usize,
+    /// The query of the last.
+    query: String,
+}
+
+impl Checked {
+    fn new(top_grade: usize) -> Self {
+        Self {
+            top_grade,
+            query: String::new(),
+        }
+    }
+
+    /// Why the next can't be the next, if it can't.
+    fn problem(&mut self, label: &Label) -> Option<String> {
+        let (query, document) = (&label.query_id, &label.document_id);
+        if let Some(wrong) = label.problem(self.top_grade) {
+            return Some(format!("{query} {document}: {wrong}"));
+        }
+        match query.cmp(&self.query) {
+            Ordering::Equal => None,
+            Ordering::Greater => {
+                self.query.clone_from(query);
+                None
+            }
+            Ordering::Less => Some(format!(
+                "{query} comes after {}: labels are in the order of query ids",
+                self.query
+            )),
+        }
+    }
 }
 
 /// Writes a label set into a new folder; returns its digest. `manifest`'s rows and shards are
@@ -259,16 +386,13 @@ pub fn write(
 ) -> Result<String> {
     let mut digest = String::new();
     let mut labels = labels.into_iter().peekable();
+    let mut checked = Checked::new(manifest.top_grade);
     retort_files::write_new_directory::<Error>(folder, |partial| {
         (manifest.rows, manifest.shards) = (0, Vec::new());
         while labels.peek().is_some() {
             let file = format!("part-{:05}.parquet", manifest.shards.len());
             let path = partial.join(&file);
-            let rows = write_shard(
-                &path,
-                manifest.top_grade,
-                labels.by_ref().take(ROWS_PER_SHARD),
-            )?;
+            let rows = write_shard(&path, &mut checked, labels.by_ref().take(ROWS_PER_SHARD))?;
             manifest.rows += rows;
             manifest.shards.push(Shard {
                 sha256: retort_files::sha256_file(&path)?,
@@ -290,7 +414,7 @@ const ROWS_PER_BATCH: usize = 8192;
 
 fn write_shard(
     path: &Path,
-    top_grade: usize,
+    checked: &mut Checked,
     mut labels: impl Iterator<Item = Result<Label>>,
 ) -> Result<usize> {
     let item = Arc::new(Field::new("item", DataType::Float64, true));
@@ -321,9 +445,8 @@ fn write_shard(
             break;
         }
         for label in &batch {
-            if let Some(wrong) = label.problem(top_grade) {
-                let (query, document) = (&label.query_id, &label.document_id);
-                return Err(problem(path, format!("{query} {document}: {wrong}")));
+            if let Some(wrong) = checked.problem(label) {
+                return Err(problem(path, wrong));
             }
         }
         rows += batch.len();
@@ -359,25 +482,6 @@ fn columns(labels: &[Label]) -> Vec<ArrayRef> {
         text(|label| &label.text),
         text(|label| &label.at),
     ]
-}
-
-fn read_shard(path: &Path, labels: &mut Vec<Label>) -> Result<()> {
-    let broken = |error: ParquetError| problem(path, error.to_string());
-    let file = fs::File::open(path)?.into_parts().0;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-        .and_then(ParquetRecordBatchReaderBuilder::build)
-        .map_err(broken)?;
-    for batch in reader {
-        let batch = batch.map_err(|error: ArrowError| problem(path, error.to_string()))?;
-        let rows = rows(&batch).ok_or_else(|| {
-            problem(
-                path,
-                "lacks a column of a label set, or has one of another type".to_owned(),
-            )
-        })?;
-        labels.extend(rows);
-    }
-    Ok(())
 }
 
 /// The labels of a batch; `None` when a column is missing, of another type, or has a gap.
@@ -525,5 +629,19 @@ mod tests {
             ..label("b")
         };
         assert!(error_of(binary).contains("has 2 probabilities"));
+    }
+
+    #[test]
+    fn a_querys_labels_are_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        let of = |query: &str| Label {
+            query_id: query.into(),
+            ..label("d")
+        };
+        let error = write_to(&path, &[of("a"), of("b"), of("a")]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("a comes after b"), "{error}");
+        assert!(!path.exists());
     }
 }

@@ -33,6 +33,10 @@ pub struct Lines {
     reader: Box<dyn BufRead>,
     packed: bool,
     number: usize,
+    /// Bytes read.
+    read: u64,
+    /// Where the last line begins.
+    begins: u64,
     ended: bool,
     peeked: Option<Result<(usize, String)>>,
 }
@@ -76,6 +80,8 @@ impl Lines {
             reader,
             packed: gzip || zstd,
             number: 0,
+            read: 0,
+            begins: 0,
             ended: false,
             peeked: None,
         })
@@ -117,6 +123,16 @@ impl Lines {
         &self.path
     }
 
+    /// Whether the file is unpacked as it is read.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed
+    }
+
+    /// Where the last line begins, in bytes: in what a packed file unpacks to.
+    pub(crate) fn begins(&self) -> u64 {
+        self.begins
+    }
+
     /// The next line as it stands, or none at the end.
     fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
@@ -125,13 +141,15 @@ impl Lines {
         let read = (&mut self.reader)
             .take(limit)
             .read_until(b'\n', &mut line)?;
+        self.begins = self.read;
+        self.read += read as u64;
         if line.last() == Some(&b'\n') {
             line.pop();
             if line.last() == Some(&b'\r') {
                 line.pop();
             }
         } else if line.len() > MAX_LINE_BYTES {
-            self.reader.skip_until(b'\n')?;
+            self.read += self.reader.skip_until(b'\n')? as u64;
         }
         Ok((read > 0).then_some(line))
     }

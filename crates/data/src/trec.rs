@@ -153,7 +153,7 @@ impl Run {
     pub fn read(
         path: &Path,
         wanted: impl Fn(&str) -> bool,
-        known: impl Fn(&str) -> bool,
+        known: impl Fn(&str) -> Result<bool>,
     ) -> Result<Self> {
         let mut found: HashMap<String, Vec<(f64, String)>> = HashMap::new();
         for row in ranked(Lines::open(path)?) {
@@ -161,7 +161,7 @@ impl Run {
             if !wanted(&row.query) {
                 continue;
             }
-            if !known(&row.document) {
+            if !known(&row.document)? {
                 return Err(Error::row(path, line, unknown("document", &row.document)));
             }
             let documents = found.entry(row.query).or_default();
@@ -289,15 +289,15 @@ mod tests {
         let path = folder.path().join("dense.v2.run.gz");
         let text = "q Q0 a 1 1 x\nq Q0 b 2 3 x\nq Q0 c 3 1 x\nq Q0 a 4 2 x\nother Q0 z 1 1 x\n";
         fs_err::write(&path, text).unwrap();
-        let run = Run::read(&path, |query| query == "q", |document| document != "z").unwrap();
+        let run = Run::read(&path, |query| query == "q", |document| Ok(document != "z")).unwrap();
         assert_eq!(run.name, "dense.v2");
         assert_eq!(run.documents["q"], ["b", "a", "c"]);
 
-        let bad = Run::read(&path, |_| true, |document| document != "z")
+        let bad = Run::read(&path, |_| true, |document| Ok(document != "z"))
             .unwrap_err()
             .to_string();
         assert!(bad.contains("run.gz:5: names the document \"z\""), "{bad}");
-        let bad = Run::read(&path, |_| false, |_| true)
+        let bad = Run::read(&path, |_| false, |_| Ok(true))
             .unwrap_err()
             .to_string();
         assert!(bad.contains("none of the queries"), "{bad}");

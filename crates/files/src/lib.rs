@@ -71,6 +71,27 @@ pub fn write_new_directory<E: From<io::Error>>(
     filled
 }
 
+/// An empty file without a name, which is gone when it is closed, however the process ends: for what
+/// memory need not hold. It is made in `TMPDIR`, else in `/var/tmp`, because `/tmp` is memory on
+/// many machines.
+///
+/// # Errors
+/// An I/O error that names the folder.
+pub fn scratch_file() -> io::Result<std::fs::File> {
+    let large = Path::new("/var/tmp");
+    let folder = match std::env::var_os("TMPDIR") {
+        None if large.is_dir() => large.to_owned(),
+        _ => std::env::temp_dir(),
+    };
+    tempfile::tempfile_in(&folder).map_err(|error| {
+        let folder = folder.display();
+        io::Error::new(
+            error.kind(),
+            format!("no temporary file in {folder}: {error}; set TMPDIR to a folder with room"),
+        )
+    })
+}
+
 /// Gives `from` the name `to`, replacing what has it, and makes that durable.
 ///
 /// # Errors
@@ -222,6 +243,18 @@ mod tests {
         let refused = write_new_directory(folder.path(), |_| Ok::<_, io::Error>(()));
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert!(folder.path().join("kept").exists());
+    }
+
+    #[test]
+    fn a_scratch_file_takes_and_gives_back() {
+        use std::io::Seek;
+
+        let mut file = scratch_file().unwrap();
+        file.write_all(b"kept for a while").unwrap();
+        file.rewind().unwrap();
+        let mut read = String::new();
+        file.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "kept for a while");
     }
 
     #[test]

@@ -240,11 +240,11 @@ fn prepared(
     let collection = Collection::read(&settings.collection)?;
     let (mut documents, mut candidates) = (Vec::new(), Vec::new());
     for pair in &pairs {
-        let query = &collection.query(&pair.query_id, &settings.candidates)?.text;
+        let query = collection.query(&pair.query_id, &settings.candidates)?.text;
         let document = collection.document(&pair.document_id, &settings.candidates)?;
         for change in std::iter::once(&ORIGINAL).chain(&CHANGES) {
             let top = top_answer.as_deref().unwrap_or("relevant");
-            let text = (change.make)(query, &document.full_text(), top);
+            let text = (change.make)(&query, &document.full_text(), top);
             // Servers of rerankers take an empty document for a wrong request.
             if text.is_empty() && top_answer.is_none() {
                 continue;
@@ -261,7 +261,7 @@ fn prepared(
             });
         }
     }
-    let collection = collection.with_documents(documents);
+    let collection = collection.with_documents(documents)?;
     let questions = Questions::of_pairs(collection, candidates, settings, &teacher, kill)?;
     Ok((teacher, questions, pairs))
 }

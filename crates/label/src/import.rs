@@ -69,14 +69,14 @@ pub fn import(file: &Path, settings: &LabelSettings) -> Result<usize> {
     }
     let redactor = Redactor::new(settings, &Kill::default(), || {
         let both =
-            |(query, document): &(&Query, &Document)| [query.text.clone(), document.full_text()];
+            |(query, document): &(Query, Document)| [query.text.clone(), document.full_text()];
         Ok(subjects.iter().flat_map(both).collect())
     })?;
     let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
     let mut answered: HashMap<_, (usize, Value)> = HashMap::new();
     for ((line, row), (query, document)) in rows.into_iter().zip(subjects) {
         let refused = |problem| refused(file, line, problem);
-        let text = text_digest(query, document);
+        let text = text_digest(&query, &document);
         if row.text.as_ref().is_some_and(|judged| *judged != text) {
             return Err(refused(
                 "was made on other texts than the collection has now".to_owned(),

@@ -110,7 +110,7 @@ impl Questions {
             for candidate in &candidates {
                 let query = collection.query(&candidate.query_id, &source)?;
                 let document = collection.document(&candidate.document_id, &source)?;
-                texts.extend([query.text.clone(), document.full_text()]);
+                texts.extend([query.text, document.full_text()]);
             }
             Ok(texts)
         })?;
@@ -220,12 +220,12 @@ impl Questions {
         };
         let digests: Vec<_> = documents
             .iter()
-            .map(|one| text_digest(query, one))
+            .map(|one| text_digest(&query, one))
             .collect();
         Ok(Asked {
             key: key(sample),
-            query_id: query.id.clone(),
-            document_ids: documents.iter().map(|one| one.id.clone()).collect(),
+            query_id: query.id,
+            document_ids: documents.into_iter().map(|one| one.id).collect(),
             sample,
             text: digests.join(" "),
             texts,

@@ -100,20 +100,19 @@ impl Part {
         settings: &LabelSettings,
         kill: &Kill,
     ) -> Result<HashSet<String>> {
-        let mut queries: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut queries: BTreeMap<&str, String> = BTreeMap::new();
         for Candidate { query_id, .. } in candidates {
-            let query = collection.query(query_id, &settings.candidates)?;
-            queries.insert(query_id, &query.text);
+            if !queries.contains_key(&**query_id) {
+                let query = collection.query(query_id, &settings.candidates)?;
+                queries.insert(query_id, query.text);
+            }
         }
         let redactor = Redactor::new(settings, kill, || {
-            Ok(queries
-                .values()
-                .map(|text| (*text).to_owned())
-                .collect::<BTreeSet<_>>())
+            Ok(queries.values().cloned().collect::<BTreeSet<_>>())
         })?;
         let mut ours = HashSet::new();
         for (id, text) in queries {
-            if self.shard.has(&redactor.redact(text, &[])?.query) {
+            if self.shard.has(&redactor.redact(&text, &[])?.query) {
                 ours.insert(id.to_owned());
             }
         }

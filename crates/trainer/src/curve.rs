@@ -153,7 +153,7 @@ pub fn curve(
     let settings = run.settings;
     settings.check()?;
     let collection = Collection::read(&settings.data.collection)?;
-    let labelled = count_queries(&label_set::read(&settings.data.labels)?.labels);
+    let labelled = count_queries(&label_set::open(&settings.data.labels)?)?;
     let numbers = numbers(wanted, labelled, settings)?;
     let subject = Subject::read(run, &collection)?;
     begin(run)?;

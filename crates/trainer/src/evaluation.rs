@@ -58,7 +58,7 @@ impl Evaluation {
         }
         let mut queries = Vec::new();
         for (id, candidates_of) in by_query {
-            let text = collection.query(&id, candidates)?.text.clone();
+            let text = collection.query(&id, candidates)?.text;
             let has_gain = |gains: &BTreeMap<String, u8>| gains.values().any(|gain| *gain > 0);
             if qrels.get(&id).is_some_and(has_gain) {
                 queries.push(EvaluationQuery {

@@ -1,6 +1,7 @@
 //! What a run is made from, by digest.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use retort_data::{collection, label_set};
 use serde::{Deserialize, Serialize};
@@ -46,11 +47,23 @@ impl Inputs {
         if let Some(labels) = &verdict.teacher_labels {
             files.push(("test labels", labels.join(label_set::MANIFEST)));
         }
+        let mut files: Vec<(String, PathBuf)> = (files.into_iter())
+            .map(|(role, path)| (role.to_owned(), path))
+            .collect();
+        for (place, also) in data.also.iter().enumerate() {
+            let manifest = also.labels.join(label_set::MANIFEST);
+            files.push((format!("labels {}", place + 2), manifest));
+        }
+        if let Some(gold) = &data.gold {
+            files.push(("gold gains".to_owned(), qrels(&gold.split)));
+            let candidates = gold.candidates.clone();
+            files.extend(candidates.map(|file| ("gold candidates".to_owned(), file)));
+        }
         let mut sha256 = BTreeMap::new();
         for (role, path) in files {
             // What reads a missing file says more than that it is missing.
             if path.exists() {
-                sha256.insert(role.to_owned(), retort_files::sha256_file(&path)?);
+                sha256.insert(role, retort_files::sha256_file(&path)?);
             }
         }
         for (place, path) in retort_model::weight_files(run.base)?.iter().enumerate() {

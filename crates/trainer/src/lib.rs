@@ -47,8 +47,8 @@ pub use event::{Event, Outcome, StepReport};
 pub use gradients::NamedGradients;
 pub use optimizer::AdamW;
 pub use settings::{
-    DataSettings, Decay, EvaluationSettings, LossSettings, ModelSettings, OptimizerSettings,
-    ScheduleSettings, TrainSettings, VerdictSettings,
+    AlsoSettings, DataSettings, Decay, EvaluationSettings, GoldSettings, LossSettings,
+    ModelSettings, OptimizerSettings, Sampling, ScheduleSettings, TrainSettings, VerdictSettings,
 };
 pub use start::Change;
 pub use train::{Run, train};

@@ -1,7 +1,5 @@
 //! What a run learns from and is measured on, all read before the first step.
 
-use std::collections::BTreeSet;
-
 use retort_data::collection::Collection;
 use retort_model::{Encoded, ModelConfig, PairTokenizer};
 
@@ -34,34 +32,27 @@ impl Material {
         let collection = Collection::read(&data.collection)?;
         let tokenizer = tokenizer(run)?;
         let dev = Evaluation::read(&collection, &evaluation.split, &evaluation.candidates)?;
+        let test = verdict::Subject::read(verdict, &collection, &tokenizer)?;
+        let unseen = dev.queries.iter().chain(test.queries());
+        let unseen = unseen.map(|query| plain(&query.text)).collect();
         Ok(Self {
-            dataset: Dataset::read(run.settings, &collection, &tokenizer)?,
+            dataset: Dataset::read(run.settings, &collection, &tokenizer, &unseen)?,
             dev_pairs: dev.encode(&collection, &tokenizer, &evaluation.candidates)?,
             dev,
-            test: verdict::Subject::read(verdict, &collection, &tokenizer)?,
+            test,
             collection,
         })
     }
 
     /// What is probably wrong with it.
-    pub(crate) fn warnings(&self, run: &Run) -> Result<Vec<Warning>> {
-        let TrainSettings {
-            data,
-            evaluation,
-            verdict,
-            ..
-        } = run.settings;
-        let mut learnt = BTreeSet::new();
-        for query in &self.dataset.queries {
-            let query = self.collection.query(&query.id, &data.labels)?;
-            learnt.insert(plain(&query.text));
-        }
-        let leaks = [
-            leak(&evaluation.split, &self.dev.queries, &learnt),
-            leak(&verdict.split, self.test.queries(), &learnt),
+    pub(crate) fn warnings(&self, settings: &TrainSettings) -> Vec<Warning> {
+        let leaked = &self.dataset.leaked;
+        let warnings = [
+            leak(&settings.evaluation.split, &self.dev.queries, leaked),
+            leak(&settings.verdict.split, self.test.queries(), leaked),
+            self.dataset.warning.clone(),
         ];
-        let warnings = leaks.into_iter().chain([self.dataset.warning.clone()]);
-        Ok(warnings.flatten().collect())
+        warnings.into_iter().flatten().collect()
     }
 }
 

@@ -45,6 +45,60 @@ pub struct DataSettings {
     /// are among those of a larger one. All where this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queries: Option<usize>,
+    /// How much of the label set an epoch has: 0.5 for every second group of documents, drawn anew.
+    #[serde(default = "DataSettings::whole")]
+    pub share: f64,
+    /// More label sets, on the same collection.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<AlsoSettings>,
+    /// Gold gains beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gold: Option<GoldSettings>,
+}
+
+impl DataSettings {
+    fn whole() -> f64 {
+        1.0
+    }
+}
+
+/// `[[data.also]]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlsoSettings {
+    /// A label set.
+    pub labels: PathBuf,
+    /// How much of it an epoch has.
+    #[serde(default = "DataSettings::whole")]
+    pub share: f64,
+}
+
+/// `[data.gold]`: gold gains to learn from, as if a certain teacher had given them.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldSettings {
+    /// Whose: a file name in the collection's `qrels/`.
+    pub split: String,
+    /// Documents of these queries, as `retort candidates` writes them, of which those without a gain
+    /// are taken for irrelevant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<PathBuf>,
+    /// No more of them than this for a query: the first of the file, which are the hardest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negatives: Option<usize>,
+    /// None of them of which a label set says more than this, as a share of its top grade: nobody may
+    /// have looked at them, and they are relevant.
+    #[serde(default = "GoldSettings::guard")]
+    pub guard: f64,
+    /// How much of it an epoch has.
+    #[serde(default = "DataSettings::whole")]
+    pub share: f64,
+}
+
+impl GoldSettings {
+    fn guard() -> f64 {
+        0.5
+    }
 }
 
 /// `[model]`
@@ -206,6 +260,12 @@ pub struct ScheduleSettings {
     pub epochs: usize,
     /// Documents of one query that are compared with one another in a step.
     pub documents_per_query: usize,
+    /// How the documents of a query that has more of them are divided into groups of that size.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// How many such groups of a query an epoch has at most; all where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups_per_query: Option<usize>,
     /// Queries whose gradients are computed together: lower this first when memory runs out.
     pub queries_per_step: usize,
     /// How many times `queries_per_step` queries a step has: their gradients add up to those of one
@@ -233,6 +293,8 @@ impl ScheduleSettings {
         Self {
             epochs: 1,
             documents_per_query: 10,
+            sampling: Sampling::Random,
+            groups_per_query: None,
             queries_per_step: 4,
             accumulate: 1,
             warmup: 0.1,
@@ -245,6 +307,18 @@ impl ScheduleSettings {
     pub(crate) fn queries_per_update(&self) -> usize {
         self.queries_per_step.saturating_mul(self.accumulate)
     }
+}
+
+/// How a query's documents are divided into groups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampling {
+    /// By chance.
+    #[default]
+    Random,
+    /// So that each group spans what the teacher said of the query's documents: one of those that it
+    /// likes most, one of the next, and so on, by chance within these.
+    Stratified,
 }
 
 /// How a learning rate falls from its peak to 0.
@@ -328,6 +402,11 @@ impl TrainSettings {
                 schedule.documents_per_query,
                 2,
             ),
+            (
+                "schedule.groups_per_query",
+                schedule.groups_per_query.unwrap_or(1),
+                1,
+            ),
             ("schedule.queries_per_step", schedule.queries_per_step, 1),
             ("schedule.accumulate", schedule.accumulate, 1),
             ("schedule.tokens_per_pass", schedule.tokens_per_pass, 1),
@@ -372,6 +451,19 @@ impl TrainSettings {
             in_range(key, value, &(Bound::Excluded(0.0), highest))?;
         }
         self.loss.check()?;
+        let gold = self.data.gold.as_ref();
+        let mut shares = vec![("data.share", self.data.share)];
+        shares.extend(
+            self.data
+                .also
+                .iter()
+                .map(|it| ("data.also.share", it.share)),
+        );
+        shares.extend(gold.map(|it| ("data.gold.share", it.share)));
+        shares.extend(gold.map(|it| ("data.gold.guard", it.guard)));
+        for (key, share) in shares {
+            in_range(key, share, &(Bound::Excluded(0.0), Bound::Included(1.0)))?;
+        }
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
             let problem = format!("{:?} must be letters, digits, '-', '_' or '.'", self.name);

@@ -68,7 +68,7 @@ pub(crate) fn start(
         let base = CrossEncoder::load(run.base, head, dropout, device)?;
         Learner::new(run.untrained(base)?, run.settings)
     };
-    learner.student().check(&dataset.pairs)?;
+    dataset.check(learner.student())?;
     if is_new {
         retort_files::write_new_directory::<Error>(run.folder, |folder| {
             write_origin(run, inputs, folder)?;

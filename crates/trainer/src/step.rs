@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use retort_model::{Batch, CrossEncoder, Encoded, HostBert, length_buckets};
 
 use crate::batches::Step;
-use crate::dataset::Dataset;
+use crate::dataset::Example;
 use crate::event::StepReport;
 use crate::gradients::NamedGradients;
 use crate::learner::Learner;
@@ -18,7 +18,6 @@ use crate::{Error, Result};
 
 /// What a step is made with.
 pub(crate) struct StepContext<'a> {
-    pub(crate) dataset: &'a Dataset,
     pub(crate) settings: &'a TrainSettings,
     /// From 1.
     pub(crate) number: usize,
@@ -36,7 +35,7 @@ impl StepContext<'_> {
         device: &Device,
     ) -> Result<(Learner, StepReport)> {
         let started = Instant::now();
-        let whole = Documents::of(step, self.dataset);
+        let whole = Documents::of(step);
         let Part {
             loss,
             constant_loss,
@@ -54,7 +53,7 @@ impl StepContext<'_> {
         if !norm.is_finite() {
             return Err(self.not_finite("gradient norm", norm, step));
         }
-        let tokens: usize = whole.lengths(self.dataset).iter().sum();
+        let tokens: usize = whole.lengths().iter().sum();
         let report = StepReport {
             step: self.number,
             steps: self.steps,
@@ -65,7 +64,7 @@ impl StepContext<'_> {
             teacher_spread: whole.judged.spread(&whole.judged.logits()),
             learning_rate,
             gradient_norm: norm,
-            pairs: whole.examples.len(),
+            pairs: whole.pairs.len(),
             seconds: started.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
@@ -102,13 +101,10 @@ impl StepContext<'_> {
             .enumerate()
             .map(|(place, places)| {
                 let part = whole.part(places);
-                let examples = part.examples.iter();
-                let inputs: Vec<&Encoded> = examples
-                    .map(|example| &self.dataset.pairs[*example])
-                    .collect();
+                let inputs = &part.pairs;
                 let threads = retort_model::parallelism(device);
                 let seed = self.dropout_seed() ^ ((place as u64) << 52);
-                let pass = host.forward(&inputs, threads, schedule.tokens_per_pass, seed);
+                let pass = host.forward(inputs, threads, schedule.tokens_per_pass, seed);
                 let scores =
                     Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
                 let loss = loss::weighted_sum(&scores, &part.judged, &self.settings.loss);
@@ -159,17 +155,11 @@ impl StepContext<'_> {
 
     /// Forward in passes over pairs of like length, the shard's part of the loss, and backward.
     fn backward(&self, student: &CrossEncoder, shard: &Documents, device: &Device) -> Result<Part> {
-        let passes = length_buckets(
-            &shard.lengths(self.dataset),
-            self.settings.schedule.tokens_per_pass,
-        );
+        let passes = length_buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
         let mut scores = Vec::new();
         for pass in &passes {
-            let inputs: Vec<&Encoded> = pass
-                .iter()
-                .map(|place| &self.dataset.pairs[shard.examples[*place]])
-                .collect();
+            let inputs: Vec<&Encoded> = pass.iter().map(|place| shard.pairs[*place]).collect();
             let batch = Batch::new(&inputs, student.config().pad_token_id, device);
             computed_tokens += batch.input_ids.dims().iter().product::<usize>();
             scores.push(student.forward(&batch));
@@ -181,7 +171,7 @@ impl StepContext<'_> {
         let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
         let value = number(loss.clone())?;
         let gradients = NamedGradients::of(student, &loss.backward());
-        let mut in_order = vec![0.0; shard.examples.len()];
+        let mut in_order = vec![0.0; shard.pairs.len()];
         for (place, score) in places().zip(numbers(scores)?) {
             in_order[place] = score;
         }
@@ -210,7 +200,7 @@ impl StepContext<'_> {
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
         let mut queries = String::new();
         for group in &step.groups {
-            let _ = write!(queries, "{} ", self.dataset.queries[group.query].id);
+            let _ = write!(queries, "{} ", group.query_id);
         }
         Error::NotFinite {
             step: self.number,
@@ -222,42 +212,38 @@ impl StepContext<'_> {
 }
 
 /// The documents of a step, or of some of its groups.
-struct Documents {
-    /// Places in [`Dataset::pairs`].
-    examples: Vec<usize>,
+struct Documents<'a> {
+    pairs: Vec<&'a Encoded>,
     judged: Judged,
     /// The one score for all documents of the step that is nearest to the teacher's.
     constant: f32,
 }
 
-impl Documents {
-    fn of(step: &Step, dataset: &Dataset) -> Self {
-        let judged = |(group, example): (usize, usize)| (group, dataset.targets[example]);
+impl<'a> Documents<'a> {
+    fn of(step: &'a Step) -> Self {
+        let judged = |(group, example): (usize, &Example)| (group, example.target);
         let judged = Judged::step(step.documents().map(judged));
         Self {
-            examples: step.documents().map(|(_, example)| example).collect(),
+            pairs: step.documents().map(|(_, example)| &example.pair).collect(),
             constant: judged.constant(),
             judged,
         }
     }
 
     fn constant(&self) -> Vec<f32> {
-        vec![self.constant; self.examples.len()]
+        vec![self.constant; self.pairs.len()]
     }
 
     fn part(&self, places: Range<usize>) -> Self {
         Self {
-            examples: self.examples[places.clone()].to_vec(),
+            pairs: self.pairs[places.clone()].to_vec(),
             judged: self.judged.part(places),
             constant: self.constant,
         }
     }
 
-    fn lengths(&self, dataset: &Dataset) -> Vec<usize> {
-        self.examples
-            .iter()
-            .map(|example| dataset.pairs[*example].len())
-            .collect()
+    fn lengths(&self) -> Vec<usize> {
+        self.pairs.iter().map(|pair| pair.len()).collect()
     }
 }
 
@@ -318,8 +304,8 @@ mod tests {
     use retort_model::{Head, PairTokenizer, ParameterMapper};
 
     use super::*;
-    use crate::batches;
-    use crate::dataset::QueryExamples;
+    use crate::batches::Epoch;
+    use crate::dataset::{Dataset, Part as SetPart};
     use crate::loss::Target;
     use crate::vectors::replace;
 
@@ -332,31 +318,31 @@ mod tests {
             let word = |place| words[(from + place * 7) % words.len()];
             (0..count).map(word).collect::<Vec<&str>>().join(" ")
         };
-        let (mut texts, mut targets, mut of_queries) = (Vec::new(), Vec::new(), Vec::new());
-        for query in 0..queries {
-            let first = texts.len();
-            for document in 0..=query % 5 {
-                texts.push((words(query, 2), words(query + document, 1 + 3 * document)));
-                let grade = ((query + 2 * document) % 4) as f32;
-                targets.push(Target {
-                    logit: 2.0 * grade - 3.0,
-                    grade,
-                    doubt: (document % 3) as f32,
-                });
-            }
-            of_queries.push(QueryExamples {
-                id: query.to_string(),
-                examples: (first..texts.len()).collect(),
-            });
-        }
-        let pairs: Vec<(&str, &str)> = texts.iter().map(|(q, d)| (&**q, &**d)).collect();
         let tokenizer = PairTokenizer::open(folder, 32).unwrap();
-        Dataset {
-            pairs: tokenizer.encode_pairs(&pairs).unwrap(),
-            targets,
-            queries: of_queries,
-            warning: None,
-        }
+        let example = |query: usize, document: usize| {
+            let texts = [words(query, 2), words(query + document, 1 + 3 * document)];
+            let mut pairs = tokenizer.encode_pairs(&[(&texts[0], &texts[1])]).unwrap();
+            let grade = ((query + 2 * document) % 4) as f32;
+            let target = Target {
+                logit: 2.0 * grade - 3.0,
+                grade,
+                doubt: (document % 3) as f32,
+            };
+            Example {
+                pair: pairs.remove(0),
+                target,
+            }
+        };
+        let of_query = |query: usize| {
+            let examples = (0..=query % 5).map(|document| example(query, document));
+            (query.to_string(), examples.collect())
+        };
+        let made: Vec<_> = (0..queries).map(of_query).collect();
+        let part = SetPart {
+            queries: 0..queries,
+            share: 1.0,
+        };
+        Dataset::of_tests(&made, vec![part])
     }
 
     fn settings(overrides: [&str; 2]) -> TrainSettings {
@@ -365,18 +351,22 @@ mod tests {
         retort_data::settings::read(&root.join("configs/demo.toml"), &overrides).unwrap()
     }
 
+    fn first_step(dataset: &Dataset, settings: &TrainSettings) -> Step {
+        let epoch = Epoch::of(dataset, &settings.schedule, 7, 0);
+        epoch.step(dataset, &settings.schedule, 0).unwrap()
+    }
+
     /// The first step's loss and gradients.
     fn first(dataset: &Dataset, student: &CrossEncoder, schedule: [&str; 2]) -> Part {
         let settings = settings(schedule);
-        let steps = batches::epoch(dataset, &settings.schedule, 7, 0);
+        let step = first_step(dataset, &settings);
         let context = StepContext {
-            dataset,
             settings: &settings,
             number: 1,
             steps: 1,
         };
-        let whole = Documents::of(&steps[0], dataset);
-        let part = context.gradients(student, &steps[0], &whole, &student.device());
+        let whole = Documents::of(&step);
+        let part = context.gradients(student, &step, &whole, &student.device());
         part.unwrap().unwrap()
     }
 
@@ -390,14 +380,13 @@ mod tests {
         let settings = settings(["schedule.queries_per_step=3", "seed=7"]);
         let dataset = dataset(&folder, 3);
         let context = StepContext {
-            dataset: &dataset,
             settings: &settings,
             number: 12,
             steps: 20,
         };
-        let step = &batches::epoch(&dataset, &settings.schedule, 7, 0)[0];
+        let step = first_step(&dataset, &settings);
         let learner = Learner::new(student, &settings);
-        let error = context.make(learner, step, 1e-3, &device).err().unwrap();
+        let error = context.make(learner, &step, 1e-3, &device).err().unwrap();
         let Error::NotFinite {
             step: 12,
             what: "loss",
@@ -450,7 +439,8 @@ mod tests {
             assert!(large.teacher_loss < large.constant_loss);
             assert!((large.constant_loss - small.constant_loss).abs() < 1e-5 * large.loss);
             let scores = large.scores.iter().zip(&small.scores);
-            assert_eq!(large.scores.len(), dataset.pairs.len());
+            let pairs: usize = (0..dataset.queries()).map(|it| dataset.examples(it)).sum();
+            assert_eq!(large.scores.len(), pairs);
             assert!(scores.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-5);
             let tolerance = 1e-5 * large.gradients.norm();
             for (name, large) in &large.gradients.by_name {

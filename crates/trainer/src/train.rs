@@ -8,7 +8,7 @@ use retort_model::CrossEncoder;
 use serde_json::json;
 
 use crate::Result;
-use crate::batches::{self, Step};
+use crate::batches::{self, Epoch, Step};
 use crate::checkpoint::{self, State};
 use crate::event::{Event, Outcome};
 use crate::inputs::Inputs;
@@ -87,7 +87,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
     run.settings.check()?;
     let inputs = Inputs::read(run)?;
     let material = Material::read(run)?;
-    for warning in material.warnings(run)? {
+    for warning in material.warnings(run.settings) {
         report(Event::Warning(&warning));
     }
     let device = run.device.clone().autodiff();
@@ -145,10 +145,11 @@ impl<R: FnMut(Event)> Course<'_, R> {
             evaluation,
             ..
         } = self.run.settings;
-        let per_epoch = batches::steps_per_epoch(&self.material.dataset, schedule);
+        let dataset = &self.material.dataset;
+        let per_epoch = batches::steps_per_epoch(dataset, schedule);
         let steps = per_epoch * schedule.epochs;
         let mut step = state.map_or(0, |state| state.step);
-        let mut plan = None::<Plan>;
+        let mut plan = None::<Epoch>;
         loop {
             let is_due = step.is_multiple_of(evaluation.every_steps) || step == steps;
             let now = match state {
@@ -167,11 +168,11 @@ impl<R: FnMut(Event)> Course<'_, R> {
 
             let epoch = step / per_epoch;
             let of_epoch = match plan.take() {
-                Some(plan) if plan.epoch == epoch => plan,
-                _ => Plan::of(self.run, self.material, epoch),
+                Some(plan) if plan.number() == epoch => plan,
+                _ => Epoch::of(dataset, schedule, self.run.settings.seed, epoch),
             };
-            let groups = &of_epoch.steps[step % per_epoch];
-            learner = self.step(learner, groups, step, steps)?;
+            let groups = of_epoch.step(dataset, schedule, step % per_epoch)?;
+            learner = self.step(learner, &groups, step, steps)?;
             plan = Some(of_epoch);
             step += 1;
         }
@@ -211,7 +212,6 @@ impl<R: FnMut(Event)> Course<'_, R> {
     ) -> Result<Learner> {
         let settings = self.run.settings;
         let context = StepContext {
-            dataset: &self.material.dataset,
             settings,
             number: step + 1,
             steps,
@@ -236,22 +236,5 @@ impl<R: FnMut(Event)> Course<'_, R> {
             (self.report)(Event::Warning(&warning));
         }
         Ok(learner)
-    }
-}
-
-/// The steps of the epoch that the run is in.
-struct Plan {
-    epoch: usize,
-    steps: Vec<Step>,
-}
-
-impl Plan {
-    fn of(run: &Run, material: &Material, epoch: usize) -> Self {
-        let settings = run.settings;
-        let schedule = &settings.schedule;
-        Self {
-            steps: batches::epoch(&material.dataset, schedule, settings.seed, epoch),
-            epoch,
-        }
     }
 }

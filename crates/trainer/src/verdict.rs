@@ -290,7 +290,8 @@ fn system(name: &'static str, measured: &Measured) -> System {
 
 pub(crate) fn read_grades(labels: &Path, collection: &Collection) -> Result<Grades> {
     let mut grades = HashMap::new();
-    for label in label_set::read(labels)?.labels {
+    for label in label_set::open(labels)?.labels() {
+        let label = label?;
         label_set::subject(&label, collection, labels)?;
         #[expect(clippy::cast_possible_truncation, reason = "only ordered by")]
         let grade = label.grade as f32;

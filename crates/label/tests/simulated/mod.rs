@@ -111,7 +111,7 @@ impl StuffedShop {
                 grade *= top_grade / (top_grade + teacher.for_stuffing);
                 let grade = grade.clamp(0.0, top_grade);
                 Ok(Label {
-                    text: label_set::text_digest(query, document),
+                    text: label_set::text_digest(&query, &document),
                     grade,
                     probabilities: (0..=TOP_GRADE)
                         .map(|level| (1.0 - (grade - f64::from(level)).abs()).max(0.0))

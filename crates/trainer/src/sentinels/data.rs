@@ -2,9 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use retort_data::label_set::Label;
-use retort_model::Encoded;
-
 use crate::evaluation::EvaluationQuery;
 use crate::warning::Warning;
 
@@ -12,9 +9,9 @@ use crate::warning::Warning;
 pub(crate) fn leak(
     split: &str,
     queries: &[EvaluationQuery],
-    learnt: &BTreeSet<String>,
+    leaked: &BTreeSet<String>,
 ) -> Option<Warning> {
-    let both = queries.iter().filter(|q| learnt.contains(&plain(&q.text)));
+    let both = queries.iter().filter(|q| leaked.contains(&plain(&q.text)));
     let both: Vec<String> = both.map(|query| query.id.clone()).collect();
     (!both.is_empty()).then(|| Warning::Leak {
         split: split.to_owned(),
@@ -32,67 +29,72 @@ pub(crate) fn plain(text: &str) -> String {
 /// Labels that are this far apart, as shares of the top grade, contradict each other.
 const APART: f64 = 0.5;
 
-/// Pairs that the student reads as the same tokens, with labels that contradict each other.
-pub(crate) fn contradiction(
-    labels: &[Label],
-    pairs: &[Encoded],
-    top_grade: usize,
-) -> Option<Warning> {
-    let mut same: HashMap<&[u32], (&Label, &Label)> = HashMap::new();
-    for (label, pair) in labels.iter().zip(pairs) {
-        let (low, high) = same.entry(&pair.input_ids).or_insert((label, label));
-        if label.grade < low.grade {
-            *low = label;
+/// Documents of a query that the student reads as the same tokens, with labels that contradict each
+/// other.
+#[derive(Default)]
+pub(crate) struct Contradictions {
+    count: usize,
+    first: Option<Apart>,
+}
+
+/// A query, two of its documents, and their labels.
+type Apart = ([String; 3], [f64; 2]);
+
+impl Contradictions {
+    /// Looks at a query's documents: their ids, the judged shares of the top grade, and the tokens.
+    pub(crate) fn of_query<'a>(
+        &mut self,
+        query: &str,
+        documents: impl Iterator<Item = ((&'a str, f64), &'a [u32])>,
+    ) {
+        let mut same: HashMap<&[u32], [(&str, f64); 2]> = HashMap::new();
+        for (judged, tokens) in documents {
+            let [low, high] = same.entry(tokens).or_insert([judged; 2]);
+            if judged.1 < low.1 {
+                *low = judged;
+            }
+            if judged.1 > high.1 {
+                *high = judged;
+            }
         }
-        if label.grade > high.grade {
-            *high = label;
+        let apart = same
+            .into_values()
+            .filter(|[low, high]| high.1 - low.1 > APART);
+        let apart = apart.map(|[low, high]| {
+            let ids = [query, low.0, high.0].map(str::to_owned);
+            (ids, [low.1, high.1])
+        });
+        let mut apart: Vec<Apart> = apart.collect();
+        apart.sort_by(|a, b| a.0.cmp(&b.0));
+        self.count += apart.len();
+        if self.first.is_none() {
+            self.first = apart.into_iter().next();
         }
     }
-    let share = |label: &Label| label.grade / top_grade as f64;
-    let mut apart: Vec<(&Label, &Label)> = same.into_values().collect();
-    apart.retain(|(low, high)| share(high) - share(low) > APART);
-    let ids = |(low, high): &(&Label, &Label)| {
-        [&low.query_id, &low.document_id, &high.document_id].map(Clone::clone)
-    };
-    apart.sort_by_cached_key(ids);
-    let first = apart.first()?;
-    Some(Warning::Contradiction {
-        count: apart.len(),
-        example: ids(first),
-        labels: [share(first.0), share(first.1)],
-    })
+
+    pub(crate) fn warning(self) -> Option<Warning> {
+        let (example, labels) = self.first?;
+        Some(Warning::Contradiction {
+            count: self.count,
+            example,
+            labels,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn label(document: &str, grade: f64) -> Label {
-        Label {
-            query_id: "q".into(),
-            document_id: document.into(),
-            grade,
-            probabilities: Vec::new(),
-            mass: 1.0,
-            samples: 1,
-            text: String::new(),
-            at: String::new(),
-        }
-    }
-
-    fn pair(tokens: &[u32]) -> Encoded {
-        Encoded {
-            input_ids: tokens.to_vec(),
-            token_type_ids: vec![0; tokens.len()],
-        }
-    }
-
     #[test]
     fn the_same_text_with_labels_far_apart_is_a_contradiction() {
-        let labels = [label("a", 0.2), label("b", 2.9), label("c", 2.8)];
+        let judged = [("a", 0.1), ("b", 0.97), ("c", 0.93)];
         let of = |tokens: [u32; 3]| {
-            let pairs = tokens.map(|token| pair(&[1, token]));
-            contradiction(&labels, &pairs, 3)
+            let tokens = tokens.map(|token| [1, token]);
+            let tokens = tokens.iter().map(<[u32; 2]>::as_slice);
+            let mut contradictions = Contradictions::default();
+            contradictions.of_query("q", judged.into_iter().zip(tokens));
+            contradictions.warning()
         };
         // Each of its own, and two that agree.
         assert_eq!(of([1, 2, 3]), None);
