@@ -232,6 +232,108 @@ fn accumulated_steps_go_the_way_of_large_ones() {
     }
 }
 
+#[test]
+fn label_sets_and_gold_are_learnt_from_side_by_side() {
+    let job = SmallJob::new();
+    let more = [
+        format!(
+            "data.also=[{{labels={:?}, share=0.5}}]",
+            job.path("test-labels")
+        ),
+        "data.gold={split=\"train\", candidates=\"training-data/shop/candidates/train.jsonl\", \
+         negatives=3}"
+            .to_owned(),
+        "schedule.sampling=stratified".to_owned(),
+        "evaluation.every_steps=1000".to_owned(),
+    ];
+    let pairs = |out: &str, settings: &[String]| {
+        let mut train = job.train(out);
+        train.args(["--set", "schedule.epochs=1", "--set", "model.dropout=0.0"]);
+        for setting in settings {
+            train.args(["--set", setting]);
+        }
+        let said = common::stderr(&succeed(&mut train));
+        let metrics = std::fs::read_to_string(job.path(out).join("metrics.jsonl")).unwrap();
+        let steps = metrics.lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            line["pairs"].as_u64().unwrap_or(0)
+        });
+        (steps.sum::<u64>(), said)
+    };
+    assert_eq!(pairs("alone", &[]).0, 480);
+    let (beside, said) = pairs("beside", &more);
+    // 480 labels, half of 120, and gains of 300 queries with up to three documents without.
+    let gains = std::fs::read_to_string("training-data/shop/qrels/train.tsv").unwrap();
+    let gains = gains.lines().count() as u64 - 1;
+    assert!(beside > 480 + 60 + gains, "{beside}");
+    assert!(beside <= 480 + 60 + gains + 3 * 300, "{beside}");
+    // The sets besides the first count for the sentinels as well.
+    assert!(
+        said.contains("queries of test are learnt from as well"),
+        "{said}"
+    );
+}
+
+/// In nDCG@10 of the dev queries before the first step.
+fn at_first(run: &Path) -> f64 {
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    first["dev_ndcg@10"].as_f64().unwrap()
+}
+
+#[test]
+fn a_second_stage_goes_on_with_the_head_of_the_first() {
+    let job = SmallJob::new();
+    succeed(job.train("first").args(["--set", "loss={lce=1.0}"]));
+    let best = read_json(&job.path("first/verdict.json"));
+    let student = |verdict: &Value, name: &str| {
+        let systems = verdict["systems"].as_array().unwrap();
+        let system = systems.iter().find(|system| system["name"] == name);
+        system.unwrap()["ndcg@10"].as_f64().unwrap()
+    };
+    let init = format!("model.init={}", job.path("first/export").display());
+    let mut kept = job.train("kept");
+    kept.args([
+        "--set",
+        &init,
+        "--set",
+        "model.head=kept",
+        "--set",
+        "schedule.epochs=1",
+    ]);
+    succeed(&mut kept);
+    let verdict = read_json(&job.path("kept/verdict.json"));
+    let (before, after) = (
+        student(&verdict, "student-before"),
+        student(&best, "student"),
+    );
+    assert!((before - after).abs() < 1e-9, "{before} {after}");
+
+    let mut new = job.train("new");
+    new.args(["--set", &init, "--set", "schedule.epochs=1"]);
+    let said = common::stderr(&succeed(&mut new));
+    assert!(said.contains("has a head of its own"), "{said}");
+    assert!((at_first(&job.path("new")) - at_first(&job.path("kept"))).abs() > 1e-6);
+
+    let bare = job.path("bare");
+    std::fs::create_dir(&bare).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(
+            common::root().join("tests/golden/bert").join(file),
+            bare.join(file),
+        )
+        .unwrap();
+    }
+    let config = std::fs::read_to_string(bare.join("config.json")).unwrap();
+    let config = config.replace("BertForSequenceClassification", "BertModel");
+    std::fs::write(bare.join("config.json"), config).unwrap();
+    let init = format!("model.init={}", bare.display());
+    let mut headless = job.train("headless");
+    headless.args(["--set", &init, "--set", "model.head=kept"]);
+    let said = fail(&mut headless, 78);
+    assert!(said.contains("model.head: is \"kept\", but"), "{said}");
+}
+
 /// What a job of some settings says of itself.
 fn said_of(job: &SmallJob, settings: &[&str]) -> String {
     let mut train = job.train("run");

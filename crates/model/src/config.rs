@@ -90,6 +90,16 @@ impl ModelConfig {
         Err(file.unsupported(file.key_of_labels(), &got, &"1 label"))
     }
 
+    /// Whether a folder says that it holds a whole cross-encoder: a classifier of one label.
+    pub fn is_of_reranker(folder: &Path) -> bool {
+        let text = fs_err::read_to_string(folder.join("config.json")).unwrap_or_default();
+        let json: Value = serde_json::from_str(&text).unwrap_or_default();
+        let classes = json["architectures"].as_array().into_iter().flatten();
+        let mut classes = classes.filter_map(Value::as_str);
+        classes.any(|class| class.ends_with("ForSequenceClassification"))
+            && Self::read_reranker(folder).is_ok()
+    }
+
     /// The longest input.
     pub fn max_tokens(&self) -> usize {
         let positions = self.max_position_embeddings;

@@ -47,7 +47,7 @@ pub use event::{Event, Outcome, StepReport};
 pub use gradients::NamedGradients;
 pub use optimizer::AdamW;
 pub use settings::{
-    AlsoSettings, DataSettings, Decay, EvaluationSettings, GoldSettings, LossSettings,
+    AlsoSettings, DataSettings, Decay, EvaluationSettings, GoldSettings, HeadChoice, LossSettings,
     ModelSettings, OptimizerSettings, Sampling, ScheduleSettings, TrainSettings, VerdictSettings,
 };
 pub use start::Change;

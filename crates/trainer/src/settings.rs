@@ -113,8 +113,22 @@ pub struct ModelSettings {
     /// Which layers of it the student has, counted from 0; all where this is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_layers: Option<Vec<usize>>,
+    /// What computes the score from the encoder's output.
+    #[serde(default)]
+    pub head: HeadChoice,
     /// Of hidden states and attention, while training.
     pub dropout: f64,
+}
+
+/// Where the student's head comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadChoice {
+    /// It is drawn by the seed, whatever the base model has.
+    #[default]
+    New,
+    /// It is the base model's, which is a cross-encoder.
+    Kept,
 }
 
 /// `[loss]`: what is summed, each loss times its weight. One that is not named has no weight; without

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use fs_err as fs;
-use retort_model::{CrossEncoder, Head};
+use retort_model::CrossEncoder;
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, State};
@@ -62,10 +62,7 @@ pub(crate) fn start(
         Learner::load(folder, run.settings, device)?
     } else {
         let dropout = Some(run.settings.model.dropout);
-        let head = Head::New {
-            seed: run.settings.seed,
-        };
-        let base = CrossEncoder::load(run.base, head, dropout, device)?;
+        let base = CrossEncoder::load(run.base, run.head()?, dropout, device)?;
         Learner::new(run.untrained(base)?, run.settings)
     };
     dataset.check(learner.student())?;

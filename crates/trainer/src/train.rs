@@ -4,10 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use retort_model::CrossEncoder;
+use retort_model::{CrossEncoder, Head, ModelConfig};
 use serde_json::json;
 
-use crate::Result;
 use crate::batches::{self, Epoch, Step};
 use crate::checkpoint::{self, State};
 use crate::event::{Event, Outcome};
@@ -17,9 +16,10 @@ use crate::material::Material;
 use crate::metrics::Metrics;
 use crate::schedule::learning_rate_factor;
 use crate::sentinels::{Sentinels, resident_bytes};
-use crate::settings::TrainSettings;
+use crate::settings::{HeadChoice, TrainSettings};
 use crate::start::{Start, start};
 use crate::step::StepContext;
+use crate::{Error, Result};
 
 /// A run, new or to be gone on with.
 pub struct Run<'a> {
@@ -36,6 +36,24 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The head that the student begins with.
+    pub(crate) fn head(&self) -> Result<Head> {
+        let has_one = ModelConfig::is_of_reranker(self.base);
+        match self.settings.model.head {
+            HeadChoice::Kept if has_one => Ok(Head::Required),
+            HeadChoice::Kept => Err(Error::Setting {
+                key: "model.head",
+                problem: format!(
+                    "is \"kept\", but {} is no cross-encoder of one label: leave it out for a new head",
+                    self.settings.model.init
+                ),
+            }),
+            HeadChoice::New => Ok(Head::New {
+                seed: self.settings.seed,
+            }),
+        }
+    }
+
     /// The student as it is before any step, from the base model with a new head.
     pub(crate) fn untrained(&self, base: CrossEncoder) -> Result<CrossEncoder> {
         match &self.settings.model.keep_layers {
@@ -104,6 +122,13 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         }))?;
     }
 
+    let is_new = start.state.is_none() && run.settings.model.head == HeadChoice::New;
+    if is_new && ModelConfig::is_of_reranker(run.base) {
+        tracing::info!(
+            "{} has a head of its own, which is passed over: model.head = \"kept\" goes on with it",
+            run.settings.model.init
+        );
+    }
     report(Event::Stage("training"));
     let state = Course {
         run,

@@ -166,10 +166,7 @@ impl Subject {
             self.evaluation
                 .of_student(student, &self.pairs, tokens, relevant_gain)
         };
-        let head = Head::New {
-            seed: run.settings.seed,
-        };
-        let base = CrossEncoder::load(run.base, head, None, run.device)?;
+        let base = CrossEncoder::load(run.base, run.head()?, None, run.device)?;
         let student = CrossEncoder::load(model, Head::Required, None, run.device)?;
         let mut systems = vec![
             system("random", &self.random()),
