@@ -1,17 +1,19 @@
-//! BM25 over a corpus, in memory (tantivy: Robertson and Zaragoza's BM25 with k1 = 1.2, b = 0.75).
+//! BM25 over a corpus, in memory or, of a large one, on disk (tantivy: Robertson and Zaragoza's BM25 with k1 = 1.2, b = 0.75).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tantivy::collector::TopDocs;
+use tantivy::directory::MmapDirectory;
 use tantivy::query::{BooleanQuery, Occur, Query, TermQuery};
 use tantivy::schema::{
     Field, IndexRecordOption, STORED, STRING, Schema, TextFieldIndexing, TextOptions, Value,
 };
 use tantivy::tokenizer::{LowerCaser, NgramTokenizer, TextAnalyzer};
-use tantivy::{Index, IndexReader, TantivyDocument, Term, doc};
+use tantivy::{Index, IndexReader, IndexSettings, TantivyDocument, TantivyError, Term, doc};
+use tempfile::TempDir;
 
 use crate::Result;
-use crate::collection::Document;
+use crate::collection::Collection;
 
 /// What a query and a document must share to match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Matching {
 
 /// An index over a corpus.
 pub struct Bm25 {
+    /// Where it is, unless it is in memory.
+    _folder: Option<TempDir>,
     reader: IndexReader,
     analyzer: TextAnalyzer,
     id: Field,
@@ -32,17 +36,16 @@ pub struct Bm25 {
 }
 
 /// Bytes the indexer may hold before it writes a segment: tantivy's least is 15 MB.
-const INDEXER_BYTES: usize = 50_000_000;
+const INDEXER_BYTES: usize = 20_000_000;
+/// An index of a larger corpus is not held in memory.
+const BYTES_IN_MEMORY: u64 = 64 << 20;
 
 impl Bm25 {
     /// Indexes a corpus.
     ///
     /// # Errors
     /// A document that can't be read; when the index can't be built.
-    pub fn index(
-        documents: impl IntoIterator<Item = Result<Document>>,
-        matching: Matching,
-    ) -> Result<Self> {
+    pub fn index(collection: &Collection, matching: Matching) -> Result<Self> {
         let tokenizer = match matching {
             Matching::Words => "en_stem",
             Matching::Trigrams => "trigrams",
@@ -56,7 +59,14 @@ impl Bm25 {
             "body",
             TextOptions::default().set_indexing_options(indexing),
         );
-        let index = Index::create_in_ram(schema.build());
+        let (schema, settings) = (schema.build(), IndexSettings::default());
+        let (folder, index) = if collection.corpus_bytes() > BYTES_IN_MEMORY {
+            let folder = retort_files::scratch_folder()?;
+            let directory = MmapDirectory::open(folder.path()).map_err(TantivyError::from)?;
+            (Some(folder), Index::create(directory, schema, settings)?)
+        } else {
+            (None, Index::create_in_ram(schema))
+        };
         let trigrams = TextAnalyzer::builder(NgramTokenizer::new(3, 3, false)?)
             .filter(LowerCaser)
             .build();
@@ -65,7 +75,7 @@ impl Bm25 {
         // One thread: the order of segments, and so of equal scores, is the same on every machine.
         let mut writer = index.writer_with_num_threads(1, INDEXER_BYTES)?;
         let mut count = 0;
-        for document in documents {
+        for document in collection.documents() {
             let document = document?;
             writer.add_document(doc!(id => &*document.id, body => document.full_text()))?;
             count += 1;
@@ -73,6 +83,7 @@ impl Bm25 {
         writer.commit()?;
         let analyzer = index.tokenizer_for_field(body)?;
         Ok(Self {
+            _folder: folder,
             reader: index.reader()?,
             analyzer,
             id,
@@ -105,12 +116,14 @@ impl Bm25 {
         Ok(hits)
     }
 
-    /// The score of every document that matches at all.
+    /// The scores of some documents: of those that match at all.
     ///
     /// # Errors
     /// When the search fails.
-    pub fn scores(&self, query: &str) -> Result<HashMap<String, f32>> {
-        Ok(self.search(query, usize::MAX)?.into_iter().collect())
+    pub fn scores(&self, query: &str, of: &HashSet<&str>) -> Result<HashMap<String, f32>> {
+        let mut found = self.search(query, usize::MAX)?;
+        found.retain(|(id, _)| of.contains(&**id));
+        Ok(found.into_iter().collect())
     }
 
     fn query(&self, text: &str) -> Option<BooleanQuery> {
@@ -129,23 +142,22 @@ impl Bm25 {
 mod tests {
     use super::*;
 
-    fn corpus() -> [Result<Document>; 3] {
-        [
+    fn corpus() -> Collection {
+        let folder = tempfile::tempdir().unwrap();
+        let corpus = [
             ("a", "cordless drill 18 V"),
             ("b", "drill bit set"),
             ("c", "bath towel"),
         ]
-        .map(|(id, text)| {
-            Ok(Document {
-                id: id.into(),
-                title: String::new(),
-                text: text.into(),
-            })
-        })
+        .map(|(id, text)| format!("{{\"_id\":\"{id}\",\"text\":\"{text}\"}}\n"));
+        fs_err::write(folder.path().join("corpus.jsonl"), corpus.concat()).unwrap();
+        let queries = "{\"_id\":\"q\",\"text\":\"\"}\n";
+        fs_err::write(folder.path().join("queries.jsonl"), queries).unwrap();
+        Collection::read(folder.path()).unwrap()
     }
 
     fn found(matching: Matching, query: &str) -> Vec<String> {
-        let bm25 = Bm25::index(corpus(), matching).unwrap();
+        let bm25 = Bm25::index(&corpus(), matching).unwrap();
         bm25.search(query, 10)
             .unwrap()
             .into_iter()
@@ -167,9 +179,9 @@ mod tests {
 
     #[test]
     fn the_score_is_bm25s() {
-        let scores = Bm25::index(corpus(), Matching::Words)
+        let scores = Bm25::index(&corpus(), Matching::Words)
             .unwrap()
-            .scores("towel")
+            .scores("towel", &HashSet::from(["c", "a"]))
             .unwrap();
         // idf = ln(1 + (3 − 1 + 0.5) / 1.5); lengths 4, 3, 2 with mean 3, tf = 1.
         let idf = (1.0_f32 + 2.5 / 1.5).ln();

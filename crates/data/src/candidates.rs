@@ -115,8 +115,8 @@ pub struct Mix {
 /// # Errors
 /// When a search fails.
 pub fn draw(collection: &Collection, queries: &[Query], mix: &Mix) -> Result<Vec<Candidate>> {
-    let words = Bm25::index(collection.documents(), Matching::Words)?;
-    let trigrams = Bm25::index(collection.documents(), Matching::Trigrams)?;
+    let words = Bm25::index(collection, Matching::Words)?;
+    let trigrams = Bm25::index(collection, Matching::Trigrams)?;
     let mut lots: Vec<(Box<str>, u64)> = Vec::with_capacity(collection.documents().len());
     for document in collection.documents() {
         let id = document?.id;

@@ -138,6 +138,11 @@ impl Collection {
         self.documents.iter()
     }
 
+    /// About how many bytes the corpus has, unpacked.
+    pub fn corpus_bytes(&self) -> u64 {
+        self.documents.bytes()
+    }
+
     /// Every query, in the order of the file.
     pub fn queries(&self) -> impl ExactSizeIterator<Item = Result<Query>> {
         self.queries.iter()

@@ -123,6 +123,11 @@ impl<T: Row> Indexed<T> {
         self.offsets.len()
     }
 
+    /// Bytes of all but the last.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
     /// The row of that id.
     pub(crate) fn get(&self, id: &str) -> Result<Option<T>> {
         let hash = hash(id);

@@ -78,12 +78,28 @@ pub fn write_new_directory<E: From<io::Error>>(
 /// # Errors
 /// An I/O error that names the folder.
 pub fn scratch_file() -> io::Result<std::fs::File> {
+    in_scratch(tempfile::tempfile_in)
+}
+
+/// As [`scratch_file`], a folder; a process that is killed leaves it behind.
+///
+/// # Errors
+/// An I/O error that names the folder.
+pub fn scratch_folder() -> io::Result<tempfile::TempDir> {
+    in_scratch(|folder| {
+        tempfile::Builder::new()
+            .prefix("retort-")
+            .tempdir_in(folder)
+    })
+}
+
+fn in_scratch<T>(make: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
     let large = Path::new("/var/tmp");
     let folder = match std::env::var_os("TMPDIR") {
         None if large.is_dir() => large.to_owned(),
         _ => std::env::temp_dir(),
     };
-    tempfile::tempfile_in(&folder).map_err(|error| {
+    make(folder.clone()).map_err(|error| {
         let folder = folder.display();
         io::Error::new(
             error.kind(),

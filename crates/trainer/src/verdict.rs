@@ -215,10 +215,11 @@ impl Subject {
     }
 
     fn bm25(&self, collection: &Collection) -> Result<Measured> {
-        let index = Bm25::index(collection.documents(), Matching::Words)?;
+        let index = Bm25::index(collection, Matching::Words)?;
         let mut scores = HashMap::new();
         for query in &self.evaluation.queries {
-            scores.insert(query.id.clone(), index.scores(&query.text)?);
+            let of = query.candidates.iter().map(|id| &**id).collect();
+            scores.insert(query.id.clone(), index.scores(&query.text, &of)?);
         }
         // A document that shares no word with the query scores nothing.
         let score = |query: &str, id: &str| scores[query].get(id).copied().unwrap_or(0.0);
