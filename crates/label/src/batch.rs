@@ -23,7 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::apart::unless_stopped;
-use crate::collect::{Collected, Progress, try_endpoints, worst_case};
+use crate::collect::{Collected, Progress, try_endpoints};
 use crate::dialect::Problem;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Attempt, Ledger, OpenBatch, Outcome, Posed, now};
@@ -327,15 +327,17 @@ impl Job<'_> {
 
     /// The next batch.
     fn load(&mut self, budget: &Budget) -> Result<Load> {
-        let factor = self.ledger.batch_factor(self.recipe)?;
         let price = self.settings.price();
-        let mut load = Batch::default();
+        let mut load = Batch {
+            factor: self.ledger.factor(&self.teacher.recipe_digest)?,
+            ..Batch::default()
+        };
         while self.next < self.questions.asked.len()
             && load.lines.len() < self.settings.teacher.batch.requests
         {
             let asked = self.questions.at(self.next)?;
             let request = self.teacher.dialect.request(&[&asked.texts])?;
-            let worst = worst_case(&request, &price).times(factor);
+            let worst = price.worst(request.most_tokens).times(load.factor);
             let line = self.remote.line(&asked.key.hex(), &request);
             if load.bytes + line.len() > MOST_BYTES && !load.lines.is_empty() {
                 break;
@@ -367,6 +369,14 @@ impl Job<'_> {
 
     /// Sends one batch, once; whether it is certain that it arrived.
     async fn send(&mut self, load: Batch) -> Result<bool> {
+        let Batch {
+            posed,
+            lines,
+            bytes,
+            redacted,
+            most,
+            factor,
+        } = load;
         let name = self.remote.name();
         let leaves = Attempt {
             at: now(),
@@ -374,14 +384,15 @@ impl Job<'_> {
             status: None,
             problem: None,
             latency_ms: 0,
-            sent_bytes: load.bytes as u64,
-            redacted: load.redacted,
+            sent_bytes: bytes as u64,
+            redacted,
             usage: Usage::default(),
         };
         // Files stay here.
         let leaves = self.remote.is_far().then_some(leaves);
-        let batch = (self.ledger).begin_batch(self.recipe, name, load.most, &load.posed, leaves)?;
-        match self.deliver(&batch, &load.lines).await {
+        let recipe = self.recipe;
+        let batch = (self.ledger).begin_batch(recipe, name, most, factor, &posed, leaves)?;
+        match self.deliver(&batch, &lines).await {
             Ok(remote) => {
                 self.ledger.batch_arrived(batch.id, &remote)?;
                 tracing::info!("batch {remote}: {} questions are out", batch.questions);
@@ -458,8 +469,9 @@ struct Batch {
     bytes: usize,
     /// What was replaced in their texts.
     redacted: Counts,
-    /// What they can come to at most.
+    /// What they can come to at most: their worst cases, so many times.
     most: Amount,
+    factor: f64,
 }
 
 enum Load {

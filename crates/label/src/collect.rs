@@ -40,7 +40,6 @@ pub(crate) use plan::plan_of;
 pub use plan::{Destination, Plan, plan};
 pub use preflight::preflight;
 pub(crate) use preflight::try_endpoints;
-pub(crate) use send::worst_case;
 
 /// What a labelling job did.
 #[derive(Clone, Debug, Serialize)]
@@ -258,6 +257,7 @@ impl Started {
         ledger.add_aliases(&aliases)?;
         let collected = questions.before(ledger.spent()?);
         let model = ledger.last_model(recipe)?;
+        let factor = ledger.factor(&teacher.recipe_digest)?;
         let passed = ledger.last_preflights(&teacher.recipe_digest)?;
         let budget = Budget::new(&settings.budget, collected.spent.amount());
         let budget = Arc::new(budget.without(ledger.set_aside()?));
@@ -271,7 +271,7 @@ impl Started {
             tokens: of_settings.tokens_per_minute.map(Bucket::per_minute),
             next: Mutex::new(0),
             in_vain: AtomicUsize::new(0),
-            factor: Mutex::new(1.0),
+            factor: Mutex::new(factor),
             model: Mutex::new(model),
             settings: settings.clone(),
             teacher,
@@ -307,7 +307,7 @@ struct Job {
     settled: Notify,
     requests: Option<Bucket>,
     tokens: Option<Bucket>,
-    /// How much more than its worst case a request was ever billed for.
+    /// How much more than its worst case a request was ever billed for, in this run or another.
     factor: Mutex<f64>,
     /// The model that the replies name.
     model: Mutex<Option<String>>,

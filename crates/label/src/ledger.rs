@@ -100,6 +100,14 @@ impl Ledger {
         self.read_sql(|db| last_preflights(db, recipe))
     }
 
+    /// How much more than its worst case a request of a recipe was ever billed for; 1 if none was.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn factor(&self, recipe: &[u8; 32]) -> Result<f64> {
+        self.read_sql(|db| factor(db, recipe))
+    }
+
     /// What the ledger has under a key, if the question was ever asked.
     ///
     /// # Errors
@@ -142,6 +150,12 @@ impl Ledger {
                     } => {
                         let epoch = begin_epoch(&transaction, *recipe, model, Some(&passed[..]))?;
                         epochs.insert(*recipe, (epoch, model.clone()));
+                    }
+                    Record::Overbilled { recipe, factor } => {
+                        let sql = "UPDATE recipe SET factor = max(factor, ?2) WHERE id = ?1";
+                        transaction
+                            .prepare_cached(sql)?
+                            .execute(params![recipe, factor])?;
                     }
                     Record::AtRisk(amount) => put_at_risk(&transaction, *run, *amount)?,
                 }
@@ -326,6 +340,12 @@ fn last_epoch(db: &Connection, recipe: i64) -> rusqlite::Result<Option<(i64, Str
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
     .optional()
+}
+
+fn factor(db: &Connection, recipe: &[u8; 32]) -> rusqlite::Result<f64> {
+    let sql = "SELECT factor FROM recipe WHERE digest = ?1";
+    let found = db.query_row(sql, [recipe], |row| row.get(0)).optional()?;
+    Ok(found.unwrap_or(1.0))
 }
 
 fn last_preflights(db: &Connection, recipe: &[u8; 32]) -> rusqlite::Result<Vec<Preflight>> {

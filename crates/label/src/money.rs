@@ -26,6 +26,24 @@ impl Usage {
     pub fn tokens(&self) -> u64 {
         self.input_tokens + self.output_tokens
     }
+
+    /// Of a request that may have been answered, and nobody says what that took: all that was set
+    /// aside for it. What is beyond the most that it can read counts as written.
+    pub(crate) fn at_worst((read, _): (u64, u64), reserved: Amount) -> Self {
+        Self {
+            input_tokens: read,
+            cached_tokens: 0,
+            output_tokens: reserved.tokens.saturating_sub(read),
+            micros: reserved.micros,
+            estimated: true,
+        }
+    }
+
+    /// How many times a worst case it is.
+    pub(crate) fn over(&self, worst: Amount) -> f64 {
+        let over = |used: u64, worst: u64| used as f64 / worst.max(1) as f64;
+        over(self.tokens(), worst.tokens).max(over(self.micros, worst.micros))
+    }
 }
 
 /// What a teacher charges (`[teacher.price]`), in units of a currency per million tokens.
@@ -69,14 +87,23 @@ impl Price {
         whole
     }
 
-    /// What tokens that were used come to.
-    pub(crate) fn usage(&self, (input, output): (u64, u64), cached: u64, estimated: bool) -> Usage {
+    /// What tokens that were used come to: those of the prompt, of them those that the server had
+    /// at hand, and those written.
+    pub(crate) fn usage(&self, (input, cached, output): (u64, u64, u64)) -> Usage {
         Usage {
             input_tokens: input,
             cached_tokens: cached,
             output_tokens: output,
             micros: self.micros(input, cached, output),
-            estimated,
+            estimated: false,
+        }
+    }
+
+    /// What a request can't cost more than that reads and writes so many tokens at most.
+    pub(crate) fn worst(&self, (read, written): (u64, u64)) -> Amount {
+        Amount {
+            micros: self.micros(read, 0, written),
+            tokens: read + written,
         }
     }
 

@@ -397,11 +397,12 @@ async fn what_may_have_been_answered_is_booked_at_its_worst_and_what_was_not_run
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_teacher_that_bills_more_than_it_can_have_been_sent_is_reserved_more_for() {
-    let server = BatchServer::start(|_, requests| {
+    let server = BatchServer::start(|number, requests| {
         completed(lines(requests, |document, one| {
             let mut body = grades(document);
             body["usage"]["completion_tokens"] = 5000.into();
-            line(one, 200, &body, &Value::Null)
+            let status = if number == 0 { 200 } else { 0 };
+            line(one, status, &body, &Value::Null)
         }))
     });
     let more = "[teacher.batch]\nrequests = 20\nat_once = 1\n[teacher.price]\noutput = 1.0\n";
@@ -416,6 +417,10 @@ async fn a_teacher_that_bills_more_than_it_can_have_been_sent_is_reserved_more_f
     assert_eq!(set_aside(), 20);
     run(&settings).await.unwrap_err();
     assert_eq!(set_aside(), 20 * 5000);
+    // Of the second batch nobody knows what it came to.
+    run(&settings).await.unwrap_err();
+    let spent = Reader::open(&job.ledger()).unwrap().spent().unwrap();
+    assert_eq!(spent.micros, 2 * 20 * 5000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

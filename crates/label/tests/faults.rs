@@ -508,3 +508,48 @@ async fn a_querys_pairs_go_to_one_replica_and_another_takes_over_from_one_that_i
     run(&settings).await.unwrap();
     assert_eq!(rows(&other.ledger()).len(), 40);
 }
+
+/// A teacher that thinks: it bills what no byte of the request accounts for.
+fn thinking(_: &Seen) -> Act {
+    let body = completion(&[("1", 0.7), ("0", 0.3)], (40, 6000));
+    reply(200, "", &body.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_teacher_bills_beyond_the_worst_case_is_known_to_later_runs() {
+    let job = Job::new(40);
+    let server = Server::start(thinking);
+    let more = "concurrency = 1\n[budget]\ntokens = 20000\n";
+    let mut settings = job.settings(&server, more);
+    for _ in 0..3 {
+        let error = run(&settings).await.unwrap_err();
+        assert!(matches!(error, Error::Budget { .. }), "{error}");
+        let spent = Reader::open(&job.ledger()).unwrap().spent().unwrap();
+        assert_eq!((server.count(), spent.tokens), (3, 3 * 6040));
+    }
+    let plan = retort_label::plan(&settings, false).unwrap();
+    assert!(plan.most_tokens >= 37 * 6000, "{}", plan.most_tokens);
+
+    settings.ledger = job.path("merged.sqlite");
+    retort_label::merge(&[job.ledger()], &settings.ledger).unwrap();
+    run(&settings).await.unwrap_err();
+    assert_eq!(server.count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_is_lost_counts_as_much_as_was_set_aside_for_it() {
+    for lost in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{",
+        "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>",
+    ] {
+        let job = Job::new(2);
+        let server = Server::start(move |seen| match seen.number {
+            0 => thinking(seen),
+            _ => Act::Raw(lost.as_bytes().to_vec()),
+        });
+        let settings = job.settings(&server, "concurrency = 1\nretries = 0\n");
+        run(&settings).await.unwrap_err();
+        let spent = Reader::open(&job.ledger()).unwrap().spent().unwrap();
+        assert_eq!((spent.requests, spent.tokens), (2, 2 * 6040));
+    }
+}

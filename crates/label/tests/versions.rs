@@ -75,7 +75,10 @@ fn a_ledger_of_version_1_becomes_the_newest_and_loses_nothing() {
         rows.into_iter().filter(is_as_it_was).collect()
     };
     let upgraded = dump(&path);
-    assert_eq!(judged(upgraded.clone()), judged(before));
+    // No request is known to have been billed for more than its worst case.
+    let no_factor = |row: String| row.replace(", Real(1.0)]", "]");
+    let without = upgraded.iter().cloned().map(no_factor).collect();
+    assert_eq!(judged(without), judged(before));
     Reader::open(&path).unwrap();
     assert_eq!(dump(&path), upgraded);
 

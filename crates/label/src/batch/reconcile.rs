@@ -55,11 +55,8 @@ impl Job<'_> {
             let line = found.remove(custom_id);
             // Of a batch that was not taken, nothing was run and no question is to blame.
             if line.is_some() || ended.refused.is_none() {
-                settled.push((
-                    custom_id,
-                    posed,
-                    self.settle(posed, line, &ended.how, remote),
-                ));
+                let one = self.settle(batch, posed, line, &ended.how, remote);
+                settled.push((custom_id, posed, one));
             }
         }
         // Lines of one model together: each change begins an epoch.
@@ -72,7 +69,8 @@ impl Job<'_> {
         let mut ends = Vec::new();
         let mut bought_twice = 0;
         for (custom_id, posed, one) in settled {
-            factor = factor.max(self.factor(posed, &one.attempt.usage));
+            let worst = self.settings.price().worst(posed.most_tokens);
+            factor = factor.max(one.attempt.usage.over(worst));
             records.push(Record::Attempt(one.attempt));
             let ended = match one.ended {
                 Ok(answer) => Ok(answer),
@@ -116,8 +114,12 @@ impl Job<'_> {
                 problem: format!("the batch {remote} was not taken: {problem}"),
             }));
         }
+        records.push(Record::Overbilled {
+            recipe: self.recipe,
+            factor,
+        });
         self.ledger
-            .end_batch(batch.id, &ended.how, factor, &records, &strays)?;
+            .end_batch(batch.id, &ended.how, &records, &strays)?;
         self.ended.extend(ends);
         if bought_twice > 0 {
             tracing::warn!(
@@ -154,12 +156,20 @@ impl Job<'_> {
     }
 
     /// What a line comes to, or the want of one.
-    fn settle(&self, posed: &Posed, line: Option<Line>, how: &str, remote: &str) -> Settled {
+    fn settle(
+        &self,
+        batch: &OpenBatch,
+        posed: &Posed,
+        line: Option<Line>,
+        how: &str,
+        remote: &str,
+    ) -> Settled {
         let price = self.settings.price();
         let dialect = &self.teacher.dialect;
-        let nothing = price.usage((0, 0), 0, false);
+        let nothing = price.usage((0, 0, 0));
         // Where nobody says, it may have been answered, and billed.
-        let worst = price.usage(posed.most_tokens, 0, true);
+        let reserved = price.worst(posed.most_tokens).times(batch.reserved_factor);
+        let worst = Usage::at_worst(posed.most_tokens, reserved);
         let (mut status, mut reply, mut model) = (None, None, None);
         let (told, request_id) = match line {
             Some(line) => (line.told, line.request_id),
@@ -174,9 +184,7 @@ impl Job<'_> {
             Told::Reply(200, body) => {
                 (status, reply) = (Some(200), Some(body.to_string()));
                 model = dialect.model(&body);
-                let used = dialect.usage(&body);
-                let used =
-                    used.map(|(read, cached, written)| price.usage((read, written), cached, false));
+                let used = dialect.usage(&body).map(|used| price.usage(used));
                 let texts = Texts::unseen(posed.document_ids.len());
                 let ended = dialect.read(&body, &[&texts]).and_then(|answers| {
                     let none = || Problem::Unreadable("the reply has no answer".to_owned());
@@ -208,13 +216,6 @@ impl Job<'_> {
             request_id,
             model,
         }
-    }
-
-    /// How much more than its worst case a question was billed for.
-    fn factor(&self, posed: &Posed, used: &Usage) -> f64 {
-        let worst = self.settings.price().usage(posed.most_tokens, 0, true);
-        let over = |used: u64, most: u64| used as f64 / most.max(1) as f64;
-        over(used.tokens(), worst.tokens()).max(over(used.micros, worst.micros))
     }
 }
 

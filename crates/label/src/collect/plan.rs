@@ -6,7 +6,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::preflight::{held, requests};
-use super::send::worst_case;
 use crate::Result;
 use crate::apart::Kill;
 use crate::job::{LabelSettings, Teacher};
@@ -96,9 +95,12 @@ pub(crate) fn plan_of(
         destinations: Vec::new(),
         first_request: None,
     };
-    let passed = match &ledger {
-        Some(ledger) => ledger.last_preflights(&teacher.recipe_digest)?,
-        None => Vec::new(),
+    let (passed, factor) = match &ledger {
+        Some(ledger) => {
+            let recipe = &teacher.recipe_digest;
+            (ledger.last_preflights(recipe)?, ledger.factor(recipe)?)
+        }
+        None => (Vec::new(), 1.0),
     };
     let script = questions.script(teacher);
     let files = settings.teacher.batch.folder.as_ref();
@@ -117,14 +119,16 @@ pub(crate) fn plan_of(
         if is_tried && held(&passed, replica, &script, settings).is_none() {
             for request in requests(&script, &*teacher.dialect)? {
                 plan.preflight_requests += 1;
-                plan.add(worst_case(&request, &settings.teacher.price));
+                let worst = settings.teacher.price.worst(request.most_tokens);
+                plan.add(worst.times(factor));
             }
         }
     }
     for place in 0..questions.asked.len() {
         let asked = questions.at(place)?;
         let request = teacher.dialect.request(&[&asked.texts])?;
-        plan.add(worst_case(&request, &settings.price()));
+        let worst = settings.price().worst(request.most_tokens);
+        plan.add(worst.times(factor));
         for (kind, count) in asked.redacted.iter().flatten() {
             *plan.redacted.entry(*kind).or_insert(0) += count;
         }

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::dialect::{self, Problem, Request, Texts};
 use crate::ledger::{Attempt, Record, now};
 use crate::limits::Pass;
-use crate::money::{Amount, Held, Price, Settled, Usage};
+use crate::money::{Amount, Held, Settled, Usage};
 use crate::redact::Counts;
 use crate::replica::{NoReply, Replica, Reply};
 
@@ -57,7 +57,10 @@ impl Job {
             unless(stopped, bucket.take(expected_tokens)).await?;
         }
         reservation.was_sent = true;
-        let (attempted, attempt) = self.attempt(replica, &pass, request, questions).await;
+        let worst = reservation.worst;
+        let (attempted, attempt) = self
+            .attempt(replica, &pass, request, worst, questions)
+            .await;
         if let Some(bucket) = &self.tokens {
             bucket.settle(expected_tokens - attempt.usage.tokens() as f64);
         }
@@ -72,10 +75,18 @@ impl Job {
     /// Puts what came of a request on record, and settles it.
     pub(super) async fn record(
         &self,
-        records: Vec<Record>,
+        mut records: Vec<Record>,
         reservation: Reservation<'_>,
         usage: Usage,
     ) -> Result<()> {
+        let factor = self.factor();
+        if factor > reservation.factor {
+            // This run, or another of its time, learnt that since: the next run should know.
+            records.push(Record::Overbilled {
+                recipe: self.recipe,
+                factor,
+            });
+        }
         let settled = reservation.settled(usage);
         self.writer.write(records, Some(settled)).await?;
         self.settled.notify_waiters();
@@ -88,7 +99,9 @@ impl Job {
         request: &Request,
         stopped: &mut watch::Receiver<bool>,
     ) -> Result<Reservation<'_>, Halt> {
-        let worst = self.worst_case(request);
+        let factor = self.factor();
+        let worst = self.settings.teacher.price.worst(request.most_tokens);
+        let worst = worst.times(factor);
         let is_on_record = loop {
             let settled = self.settled.notified();
             match self.budget.reserve(worst) {
@@ -100,6 +113,7 @@ impl Job {
         let reservation = Reservation {
             job: self,
             worst,
+            factor,
             was_sent: false,
         };
         if !is_on_record {
@@ -108,9 +122,8 @@ impl Job {
         Ok(reservation)
     }
 
-    fn worst_case(&self, request: &Request) -> Amount {
-        let factor = *self.factor.lock().unwrap_or_else(PoisonError::into_inner);
-        worst_case(request, &self.settings.teacher.price).times(factor)
+    fn factor(&self) -> f64 {
+        *self.factor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn attempt(
@@ -118,6 +131,7 @@ impl Job {
         replica: &Replica,
         pass: &Pass<'_>,
         request: &Request,
+        worst: Amount,
         questions: &[&Texts],
     ) -> (Attempted, Attempt) {
         let at = now();
@@ -138,7 +152,7 @@ impl Job {
                 pass.too_much();
                 if was_sent {
                     // It may have been answered, and billed.
-                    usage = self.usage(request.most_tokens, 0, true);
+                    usage = Usage::at_worst(request.most_tokens, worst);
                 } else {
                     sent_bytes = 0;
                 }
@@ -148,6 +162,7 @@ impl Job {
                 status = Some(reply.status);
                 if reply.status == 200 {
                     pass.went_well();
+                    usage = Usage::at_worst(request.most_tokens, worst);
                     self.read(request, reply, questions, &mut usage)
                 } else {
                     let problem = dialect::refusal(replica.name(), reply.status, &reply.body);
@@ -179,7 +194,7 @@ impl Job {
         (attempted, attempt)
     }
 
-    /// Reads a reply with status 200, and what it cost.
+    /// Reads a reply with status 200, and what it cost if it says so.
     fn read(
         &self,
         request: &Request,
@@ -187,15 +202,14 @@ impl Job {
         questions: &[&Texts],
         usage: &mut Usage,
     ) -> Attempted {
-        *usage = self.usage(request.most_tokens, 0, true);
         let Ok(json) = serde_json::from_str::<Value>(&reply.body) else {
             let shown = dialect::shortened(&reply.body);
             let problem = Problem::Passing(format!("200 with a body that is not JSON: {shown}"));
             return Attempted::Without(problem, Some(reply));
         };
         let dialect = &self.teacher.dialect;
-        if let Some((input, cached, output)) = dialect.usage(&json) {
-            *usage = self.usage((input, output), cached, false);
+        if let Some(used) = dialect.usage(&json) {
+            *usage = self.settings.teacher.price.usage(used);
             self.learn(request, usage);
         }
         match dialect.read(&json, questions) {
@@ -207,18 +221,12 @@ impl Job {
         }
     }
 
-    fn usage(&self, tokens: (u64, u64), cached: u64, estimated: bool) -> Usage {
-        (self.settings.teacher.price).usage(tokens, cached, estimated)
-    }
-
     /// A teacher that bills more than it can have been sent (it thinks, or counts otherwise) is
     /// reserved more for from now on.
     fn learn(&self, request: &Request, usage: &Usage) {
-        let worst = worst_case(request, &self.settings.teacher.price);
-        let over = |used: u64, worst: u64| used as f64 / worst.max(1) as f64;
-        let over = over(usage.tokens(), worst.tokens).max(over(usage.micros, worst.micros));
+        let worst = self.settings.teacher.price.worst(request.most_tokens);
         let mut factor = self.factor.lock().unwrap_or_else(PoisonError::into_inner);
-        *factor = factor.max(over);
+        *factor = factor.max(usage.over(worst));
     }
 }
 
@@ -227,6 +235,8 @@ impl Job {
 pub(super) struct Reservation<'a> {
     job: &'a Job,
     worst: Amount,
+    /// What the worst case was multiplied by for that.
+    factor: f64,
     was_sent: bool,
 }
 
@@ -250,15 +260,6 @@ impl Drop for Reservation<'_> {
             self.job.budget.give_back(self.worst);
             self.job.settled.notify_waiters();
         }
-    }
-}
-
-/// What a request can't cost more than.
-pub(crate) fn worst_case(request: &Request, price: &Price) -> Amount {
-    let (read, written) = request.most_tokens;
-    Amount {
-        micros: price.micros(read, 0, written),
-        tokens: read + written,
     }
 }
 

@@ -28,6 +28,8 @@ pub struct OpenBatch {
     pub most_tokens: u64,
     /// What it can't cost more than, in millionths of the currency.
     pub most_micros: u64,
+    /// What the worst cases of its questions were multiplied by.
+    pub reserved_factor: f64,
     /// When it was put on record, RFC 3339.
     pub began_at: String,
     /// From when on it may have arrived.
@@ -52,21 +54,23 @@ pub(crate) struct Posed {
 
 impl Ledger {
     /// Puts a batch on record before anything of it is sent: its questions are not asked elsewhere
-    /// until it has ended, and `most`, its worst case, counts as spent. `leaves` says what leaves.
+    /// until it has ended, and `most`, its worst case, counts as spent: those of its questions,
+    /// `factor` times. `leaves` says what leaves.
     pub(crate) fn begin_batch(
         &mut self,
         recipe: i64,
         endpoint: &str,
         most: Amount,
+        factor: f64,
         questions: &[Posed],
         leaves: Option<Attempt>,
     ) -> Result<OpenBatch> {
         let leaves: Vec<Record> = leaves.into_iter().map(Record::Attempt).collect();
         let id = self.commit_with(&leaves, |transaction| {
             transaction.execute(
-                "INSERT INTO batch (recipe, endpoint, most_micros, most_tokens, began_at) \
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![recipe, endpoint, most.micros, most.tokens, now()],
+                "INSERT INTO batch (recipe, endpoint, most_micros, most_tokens, reserved_factor, \
+                 began_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![recipe, endpoint, most.micros, most.tokens, factor, now()],
             )?;
             let id = transaction.last_insert_rowid();
             for posed in questions {
@@ -132,13 +136,11 @@ impl Ledger {
     }
 
     /// Puts on record what came back with a batch, all or nothing. What it had and has no record
-    /// now is free to be asked. `factor` says how much more than its worst case a line was billed
-    /// for, `strays` are lines that answer nothing in it.
+    /// now is free to be asked. `strays` are lines that answer nothing in it.
     pub(crate) fn end_batch(
         &mut self,
         batch: i64,
         ended_as: &str,
-        factor: f64,
         records: &[Record],
         strays: &[String],
     ) -> Result<()> {
@@ -150,8 +152,8 @@ impl Ledger {
             }
             transaction.execute("DELETE FROM batch_question WHERE batch = ?1", [batch])?;
             transaction.execute(
-                "UPDATE batch SET ended_at = ?2, ended_as = ?3, factor = ?4 WHERE id = ?1",
-                params![batch, now(), ended_as, factor],
+                "UPDATE batch SET ended_at = ?2, ended_as = ?3 WHERE id = ?1",
+                params![batch, now(), ended_as],
             )?;
             Ok(())
         })
@@ -206,14 +208,6 @@ impl Ledger {
         })
     }
 
-    /// How much more than its worst case a line of a recipe's batches was ever billed for.
-    pub(crate) fn batch_factor(&self, recipe: i64) -> Result<f64> {
-        self.read_sql(|db| {
-            let sql = "SELECT coalesce(max(factor), 1.0) FROM batch WHERE recipe = ?1";
-            db.query_row(sql, [recipe], |row| row.get(0))
-        })
-    }
-
     /// What the teacher calls all batches that were ever sent.
     pub(crate) fn remote_batches(&self) -> Result<HashSet<String>> {
         self.read_sql(|db| {
@@ -240,8 +234,8 @@ impl Reader {
 
 pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> {
     let mut select = db.prepare(
-        "SELECT id, name, recipe, endpoint, most_tokens, most_micros, began_at, left_at, remote, \
-         missing_at, (SELECT count(*) FROM batch_question AS q WHERE q.batch = b.id) \
+        "SELECT id, name, recipe, endpoint, most_tokens, most_micros, reserved_factor, began_at, \
+         left_at, remote, missing_at, (SELECT count(*) FROM batch_question AS q WHERE q.batch = b.id) \
          FROM batch AS b WHERE ended_at IS NULL ORDER BY id",
     )?;
     let batches = select.query_map([], |row| {
@@ -252,11 +246,12 @@ pub(crate) fn open_batches(db: &Connection) -> rusqlite::Result<Vec<OpenBatch>> 
             endpoint: row.get(3)?,
             most_tokens: row.get(4)?,
             most_micros: row.get(5)?,
-            began_at: row.get(6)?,
-            left_at: row.get(7)?,
-            remote: row.get(8)?,
-            missing_at: row.get(9)?,
-            questions: row.get(10)?,
+            reserved_factor: row.get(6)?,
+            began_at: row.get(7)?,
+            left_at: row.get(8)?,
+            remote: row.get(9)?,
+            missing_at: row.get(10)?,
+            questions: row.get(11)?,
         })
     })?;
     batches.collect()

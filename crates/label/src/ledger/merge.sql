@@ -9,8 +9,9 @@ DROP TABLE IF EXISTS temp.run_of;
 DROP TABLE IF EXISTS temp.taken;
 DROP TABLE IF EXISTS temp.reply_of;
 
-INSERT OR IGNORE INTO main.recipe (digest, spec)
-  SELECT digest, spec FROM theirs.recipe ORDER BY id;
+INSERT INTO main.recipe (digest, spec, factor)
+  SELECT digest, spec, factor FROM theirs.recipe WHERE true ORDER BY id
+  ON CONFLICT (digest) DO UPDATE SET factor = max(factor, excluded.factor);
 CREATE TEMP TABLE recipe_of AS
   SELECT t.id AS theirs, m.id AS mine FROM theirs.recipe AS t JOIN main.recipe AS m USING (digest);
 

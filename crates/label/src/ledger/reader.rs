@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::schema::{VERSION, connect, version};
-use super::{Entry, Found, Key, Outcome, Spent, find, last_preflights, spent};
+use super::{Entry, Found, Key, Outcome, Spent, factor, find, last_preflights, spent};
 use crate::preflight::Preflight;
 use crate::{Error, Result};
 
@@ -170,6 +170,11 @@ impl Reader {
     /// An I/O error.
     pub fn last_preflights(&self, recipe: &[u8; 32]) -> Result<Vec<Preflight>> {
         self.sql(|db| last_preflights(db, recipe))
+    }
+
+    /// How much more than its worst case a request of a recipe was ever billed for; 1 if none was.
+    pub(crate) fn factor(&self, recipe: &[u8; 32]) -> Result<f64> {
+        self.sql(|db| factor(db, recipe))
     }
 
     /// What was used and spent so far, in all runs.

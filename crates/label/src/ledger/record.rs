@@ -228,6 +228,13 @@ pub enum Record {
         /// What was found at each endpoint that answered.
         passed: Vec<Preflight>,
     },
+    /// A request of a recipe was billed for so many times its worst case.
+    Overbilled {
+        /// The recipe.
+        recipe: i64,
+        /// As a multiple of the worst case.
+        factor: f64,
+    },
     /// What this run may have in flight from now on, before more is sent.
     AtRisk(Amount),
 }

@@ -11,12 +11,13 @@ use super::now;
 use crate::{Error, Result};
 
 /// What each version changes. A new ledger goes through all of them, an older one through the rest.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     include_str!("schema/1.sql"),
     include_str!("schema/2.sql"),
     include_str!("schema/3.sql"),
     include_str!("schema/4.sql"),
     include_str!("schema/5.sql"),
+    include_str!("schema/6.sql"),
 ];
 /// The version that this program writes.
 pub(super) const VERSION: usize = STEPS.len();
