@@ -15,7 +15,7 @@ mod settle;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -259,6 +259,7 @@ impl Started {
         let model = ledger.last_model(recipe)?;
         let factor = ledger.factor(&teacher.recipe_digest)?;
         let passed = ledger.last_preflights(&teacher.recipe_digest)?;
+        let answers = !passed.is_empty() || ledger.has_answer(recipe)?;
         let budget = Budget::new(&settings.budget, collected.spent.amount());
         let budget = Arc::new(budget.without(ledger.set_aside()?));
         let (writer, written) = Writer::start(ledger, Arc::clone(&budget))?;
@@ -271,6 +272,7 @@ impl Started {
             tokens: of_settings.tokens_per_minute.map(Bucket::per_minute),
             next: Mutex::new(0),
             in_vain: AtomicUsize::new(0),
+            answers: AtomicBool::new(answers),
             factor: Mutex::new(factor),
             model: Mutex::new(model),
             settings: settings.clone(),
@@ -302,6 +304,8 @@ struct Job {
     next: Mutex<usize>,
     /// Questions in a row that ended without an answer.
     in_vain: AtomicUsize,
+    /// The teacher has answered a question, in this run or another: it takes such requests.
+    answers: AtomicBool,
     budget: Arc<Budget>,
     /// Something in flight was settled.
     settled: Notify,

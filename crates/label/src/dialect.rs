@@ -99,6 +99,8 @@ pub(crate) enum Problem {
     Unreadable(String),
     /// These texts get no answer.
     Final(Outcome, String),
+    /// The request is not one that the server takes: it dislikes these texts, or whatever it is asked.
+    Rejected(String),
     /// No question gets one.
     Fatal(Error),
 }
@@ -106,7 +108,9 @@ pub(crate) enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Passing(problem) | Self::Unreadable(problem) => f.write_str(problem),
+            Self::Passing(problem) | Self::Unreadable(problem) | Self::Rejected(problem) => {
+                f.write_str(problem)
+            }
             Self::Final(outcome, problem) => write!(f, "{outcome}: {problem}"),
             Self::Fatal(error) => error.fmt(f),
         }
@@ -182,13 +186,29 @@ fn tokens(value: &Value) -> Option<u64> {
     value.as_u64().filter(|tokens| *tokens <= u32::MAX.into())
 }
 
+/// How servers say that a text is longer than they read: OpenAI and Azure, vLLM, llama.cpp, SGLang,
+/// TEI, Anthropic, Cohere, Voyage, Groq, in their words for it.
+const TOO_LONG: [&str; 10] = [
+    "context length",
+    "context size",
+    "context limit",
+    "context window",
+    "maximum model length",
+    "maximum allowed length",
+    "must have less than",
+    "too long",
+    "too many tokens",
+    "reduce the length",
+];
+
 /// What a reply with another status than 200 means; `url` names the teacher in errors.
 pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     let json: Value = serde_json::from_str(body).unwrap_or_default();
     let error = &json["error"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
     let code = format!("{} {}", text(&error["code"]), text(&error["type"]));
-    let message = format!("{} {}", text(&error["message"]), text(&json["message"]));
+    let said = [error, &error["message"], &json["message"], &json["detail"]];
+    let message = said.map(text).join(" ");
     let any = |haystack: &str, needles: &[&str]| needles.iter().any(|one| haystack.contains(one));
     let shown = shortened(body);
     let teacher = |problem: String| {
@@ -213,15 +233,18 @@ pub(crate) fn refusal(url: &str, status: u16, body: &str) -> Problem {
     if any(&code, &["content_filter", "contentfilter"]) {
         return Problem::Final(Outcome::Filtered, format!("{status}: {shown}"));
     }
-    let too_long = any(&code, &["context_length_exceeded", "exceed_context_size"])
-        || any(&message, &["maximum context length", "context size"]);
+    let too_long =
+        any(&code, &["context_length_exceeded", "exceed_context_size"]) || any(&message, &TOO_LONG);
     // llama.cpp's reranker.
     let too_large = status == 500 && any(&message, &["too large to process"]);
-    if (status == 400 && too_long) || status == 413 || too_large {
+    if (matches!(status, 400 | 422) && too_long) || status == 413 || too_large {
         return Problem::Final(Outcome::Truncated, format!("{status}: {shown}"));
     }
     if crate::retry::passes(status) {
         return Problem::Passing(format!("{status}: {shown}"));
+    }
+    if matches!(status, 400 | 422) {
+        return Problem::Rejected(format!("{status}: {shown}"));
     }
     let hint = match status {
         300..400 => "; redirects are not followed: name the endpoint itself",
@@ -304,6 +327,11 @@ fn rounded(value: f64) -> f64 {
     (value * 1e6).round() / 1e6
 }
 
+/// A question by its ids, for a message.
+pub(crate) fn in_words(query_id: &str, document_ids: &[String]) -> String {
+    format!("query {query_id}, document {}", document_ids.join(", "))
+}
+
 /// The beginning of a reply, for a message.
 pub(crate) fn shortened(text: &str) -> String {
     let text = text.trim();
@@ -376,7 +404,34 @@ mod tests {
                 r#"{"error":{"code":"content_filter","param":"prompt"}}"#,
                 "filtered",
             ),
-            (400, r#"{"error":{"message":"unknown field"}}"#, "teacher"),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 210000 tokens > 200000 maximum"}}"#,
+                "truncated",
+            ),
+            (
+                422,
+                r#"{"error":"Input validation error: `inputs` must have less than 512 tokens. Given: 534","error_type":"Validation"}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"The input (61709 tokens) is longer than the model's context length (40960 tokens).","code":400}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"The decoder prompt (length 10127) is longer than the maximum model length of 8192."}"#,
+                "truncated",
+            ),
+            (
+                400,
+                r#"{"message":"too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 6354"}"#,
+                "truncated",
+            ),
+            (400, r#"{"error":{"message":"unknown field"}}"#, "rejected"),
+            (422, r#"{"detail":[{"msg":"Field required"}]}"#, "rejected"),
+            (405, "", "teacher"),
             (302, "", "teacher"),
             (
                 500,
@@ -398,6 +453,7 @@ mod tests {
                 Problem::Final(Outcome::Filtered, _) => "filtered",
                 Problem::Final(Outcome::Truncated, _) => "truncated",
                 Problem::Final(..) => "other",
+                Problem::Rejected(_) => "rejected",
                 Problem::Fatal(Error::Teacher { .. }) => "teacher",
                 Problem::Fatal(Error::Authentication { .. }) => "authentication",
                 Problem::Fatal(_) => "fatal",

@@ -100,6 +100,15 @@ impl Ledger {
         self.read_sql(|db| last_preflights(db, recipe))
     }
 
+    /// Whether a question of a recipe was ever answered.
+    pub(crate) fn has_answer(&self, recipe: i64) -> Result<bool> {
+        self.read_sql(|db| {
+            let sql =
+                "SELECT EXISTS (SELECT 1 FROM judgement WHERE recipe = ?1 AND outcome = 'ok')";
+            db.query_row(sql, [recipe], |row| row.get(0))
+        })
+    }
+
     /// How much more than its worst case a request of a recipe was ever billed for; 1 if none was.
     ///
     /// # Errors

@@ -43,6 +43,12 @@ async fn reply(replica: &Replica, path: &str, body: &Value, retries: u32) -> Res
                 }
                 match dialect::refusal(replica.name(), reply.status, &body) {
                     Problem::Fatal(error) => return Err(error),
+                    Problem::Rejected(problem) => {
+                        return Err(Error::Teacher {
+                            url: replica.name().to_owned(),
+                            problem,
+                        });
+                    }
                     problem => (problem.to_string(), reply.advice.after),
                 }
             }

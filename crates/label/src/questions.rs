@@ -10,7 +10,7 @@ use retort_data::label_set::text_digest;
 
 use crate::apart::{Kill, apart};
 use crate::collect::Collected;
-use crate::dialect::Texts;
+use crate::dialect::{self, Texts};
 use crate::graph;
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Alias, Found, Key, Outcome, Spent};
@@ -55,6 +55,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// For a message.
+    pub(crate) fn in_words(&self) -> String {
+        dialect::in_words(&self.query_id, &self.document_ids)
+    }
+
     /// As what it shares a judgement that is there already.
     fn alias(self) -> Alias {
         Alias {

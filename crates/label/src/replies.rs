@@ -225,6 +225,7 @@ fn problem(problem: &Problem) -> String {
         Problem::Passing(_) => "passing".to_owned(),
         Problem::Unreadable(_) => "unreadable".to_owned(),
         Problem::Final(outcome, _) => outcome.to_string(),
+        Problem::Rejected(_) => "rejected".to_owned(),
         Problem::Fatal(Error::Authentication { .. }) => "key".to_owned(),
         Problem::Fatal(_) => "stop".to_owned(),
     }

@@ -241,6 +241,32 @@ async fn what_the_texts_are_to_blame_for_is_not_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_rejected_for_another_reason_failed_if_others_are_answered() {
+    for answers_others in [true, false] {
+        let server = BatchServer::start(move |_, requests| {
+            completed(lines(requests, |document, one| match document {
+                0..39 if answers_others => answered(one),
+                _ => line(one, 400, &json!({"error": {"message": "no"}}), &Value::Null),
+            }))
+        });
+        let (job, settings) = job(&server, "[teacher.batch]\npoll_seconds = 0\n");
+        server.end();
+        let error = run_and(true, &settings).await.unwrap_err();
+        assert!(error.to_string().contains(", document d"), "{error}");
+        if answers_others {
+            assert!(
+                matches!(error, Error::Unlabelled { failed: 1, .. }),
+                "{error}"
+            );
+            assert_eq!(rows(&job.ledger()).len(), PAIRS);
+        } else {
+            assert!(matches!(error, Error::Teacher { .. }), "{error}");
+            assert_eq!(rows(&job.ledger()), []);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_was_not_taken_stops_the_job_and_blames_no_pair() {
     let server = BatchServer::start(|number, requests| match number {
         0 => End {

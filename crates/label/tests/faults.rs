@@ -553,3 +553,76 @@ async fn a_reply_that_is_lost_counts_as_much_as_was_set_aside_for_it() {
         assert_eq!((spent.requests, spent.tokens), (2, 2 * 6040));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_the_server_rejects_is_named_and_holds_up_no_other() {
+    let job = Job::new(60);
+    let server = Server::start(|seen| match seen.document {
+        7 => reply(400, "", r#"{"error":{"message":"odd"}}"#),
+        document => graded(document),
+    });
+    let settings = job.settings(&server, "concurrency = 4\n");
+    // Asked for by itself it is still that document's fault: others were answered before.
+    for asked_now in [60, 1] {
+        let error = run(&settings).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Unlabelled { failed: 1, asked, problem, .. }
+                if *asked == asked_now && problem.contains("query q0, document d7: 400")),
+            "{error}"
+        );
+    }
+    let failed: Vec<_> = rows(&job.ledger())
+        .into_iter()
+        .filter(|(_, outcome)| outcome != "ok")
+        .collect();
+    assert_eq!(failed, [(7, "failed".to_owned())]);
+
+    // Of several documents in a request, one alone.
+    let job = Job::new(60);
+    let server = Server::start(|seen| {
+        let is_odd = |text: &serde_json::Value| text.as_str().unwrap().starts_with("document 42 ");
+        if seen.body["texts"].as_array().unwrap().iter().any(is_odd) {
+            return reply(
+                422,
+                "",
+                r#"{"error":"Tokenizer error","error_type":"Tokenizer"}"#,
+            );
+        }
+        reply(
+            200,
+            "",
+            &serde_json::Value::from(reranked(seen)).to_string(),
+        )
+    });
+    let settings = job.settings(&server, "dialect = 'tei'\nscale = 'logit'\n");
+    let error = run(&settings).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Unlabelled { failed: 1, problem, .. } if problem.contains("document d42:")),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_rejects_all_it_is_asked_stops_the_job() {
+    for answered in [0, 30] {
+        let job = Job::new(200);
+        let server = Server::start(move |seen| match seen.number {
+            number if number < answered => graded(seen.document),
+            _ => reply(400, "", r#"{"error":{"message":"unknown field"}}"#),
+        });
+        let error = run(&job.settings(&server, "concurrency = 4\n"))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::Teacher { problem, .. } if problem.contains("unknown field")),
+            "{error}"
+        );
+        let ok = rows(&job.ledger())
+            .iter()
+            .filter(|(_, one)| one == "ok")
+            .count();
+        assert_eq!(ok, answered);
+        let most = answered + 4 + if answered == 0 { 0 } else { 20 };
+        assert!(server.count() <= most, "{} requests", server.count());
+    }
+}

@@ -431,6 +431,7 @@ async fn a_reranker_whose_scores_are_not_what_they_should_be_gets_no_question() 
 async fn a_server_that_says_so_when_a_document_is_too_long_passes() {
     for (more, status, problem) in [
         ("", 400, r#"{"error":{"code":"context_length_exceeded"}}"#),
+        ("", 400, r#"{"error":{"message":"in words of its own"}}"#),
         (
             "dialect = 'tei'\n",
             413,

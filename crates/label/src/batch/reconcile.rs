@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Job;
 use super::remote::{Ended, Line, Told};
-use crate::dialect::{Problem, Texts, refusal};
+use crate::dialect::{Problem, Texts, in_words, refusal};
 use crate::ledger::{Attempt, Batch, Entry, Found, OpenBatch, Outcome, Posed, Record, now};
 use crate::money::Usage;
 use crate::redact::Counts;
@@ -63,6 +63,8 @@ impl Job<'_> {
         settled.sort_by(|(a, _, one), (b, _, other)| (&one.model, a).cmp(&(&other.model, b)));
 
         let mut taken = Taken::default();
+        let answers = settled.iter().any(|(.., one)| one.ended.is_ok())
+            || self.ledger.has_answer(self.recipe)?;
         let mut factor = 1.0_f64;
         let mut model = self.ledger.last_model(self.recipe)?;
         let mut records = Vec::new();
@@ -72,11 +74,21 @@ impl Job<'_> {
             let worst = self.settings.price().worst(posed.most_tokens);
             factor = factor.max(one.attempt.usage.over(worst));
             records.push(Record::Attempt(one.attempt));
+            let question = in_words(&posed.query_id, &posed.document_ids);
             let ended = match one.ended {
                 Ok(answer) => Ok(answer),
                 Err(Problem::Passing(problem)) => Err((Outcome::Failed, problem)),
                 Err(Problem::Unreadable(problem)) => Err((Outcome::Unparsable, problem)),
                 Err(Problem::Final(outcome, problem)) => Err((outcome, problem)),
+                // It answers others: these texts are to blame.
+                Err(Problem::Rejected(problem)) if answers => Err((Outcome::Failed, problem)),
+                Err(Problem::Rejected(problem)) => {
+                    taken.stop = taken.stop.or(Some(Error::Teacher {
+                        url: self.remote.name().to_owned(),
+                        problem: format!("{problem}; asked about {question}"),
+                    }));
+                    continue;
+                }
                 // No question of this job gets an answer, this one is not to blame.
                 Err(Problem::Fatal(error)) => {
                     taken.stop = taken.stop.or(Some(error));
@@ -97,7 +109,7 @@ impl Job<'_> {
             }
             let end = match &ended {
                 Ok(_) => (Outcome::Ok, None),
-                Err((outcome, problem)) => (*outcome, Some(problem.clone())),
+                Err((outcome, problem)) => (*outcome, Some(format!("{question}: {problem}"))),
             };
             ends.push((custom_id.clone(), end));
             records.push(Record::Batch(Batch {

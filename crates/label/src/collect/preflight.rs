@@ -2,6 +2,7 @@
 //! question.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 use super::send::{Answers, Attempted};
 use super::settle::{Next, Tries};
 use super::{Halt, Job, Started, close, unless};
-use crate::dialect::{Dialect, Request, Texts};
+use crate::dialect::{Dialect, Problem, Request, Texts};
 use crate::job::{LabelSettings, Teacher};
 use crate::ledger::{Key, Outcome, Record};
 use crate::preflight::script::Script;
@@ -85,7 +86,13 @@ pub(super) struct Tried {
 }
 
 /// Answers, or how it ended without.
-type Hearing<T> = Result<T, (Outcome, String)>;
+type Hearing<T> = Result<T, Unheard>;
+
+enum Unheard {
+    Ended(Outcome, String),
+    /// The request is none that the server takes.
+    Rejected(String),
+}
 
 /// What is known of an endpoint, if it still says enough.
 pub(super) fn held<'a>(
@@ -180,18 +187,26 @@ impl Job {
         };
         let short = match self.hear(replica, &script.short, stopped).await? {
             Ok(short) => short,
-            Err((Outcome::Failed, problem)) => return Ok(Err(problem)),
-            Err((outcome, problem)) => return Err(unanswered(outcome, problem)),
+            Err(Unheard::Ended(Outcome::Failed, problem)) => return Ok(Err(problem)),
+            Err(Unheard::Ended(outcome, problem)) => return Err(unanswered(outcome, problem)),
+            Err(Unheard::Rejected(problem)) => {
+                return Err(Halt::Because(Error::Teacher {
+                    url: replica.name().to_owned(),
+                    problem,
+                }));
+            }
         };
+        self.answers.store(true, Ordering::Relaxed);
         let long = match self.hear(replica, &script.long, stopped).await? {
             Ok(long) => Some(long),
-            Err((Outcome::Failed, problem)) => {
+            Err(Unheard::Ended(Outcome::Failed, problem)) => {
                 let words = script.words;
                 return Ok(Err(format!("asked about {words} words: {problem}")));
             }
-            // It is not cut in silence: such a question will end as what it is.
-            Err((Outcome::Truncated, _)) => None,
-            Err((outcome, problem)) => return Err(unanswered(outcome, problem)),
+            // It is not cut in silence: such a question will end as what it is. But for the length,
+            // what is rejected here was answered before.
+            Err(Unheard::Ended(Outcome::Truncated, _) | Unheard::Rejected(_)) => None,
+            Err(Unheard::Ended(outcome, problem)) => return Err(unanswered(outcome, problem)),
         };
         let passed = script.judge(replica.name(), &short, long.as_deref());
         passed.map(Ok).map_err(failed)
@@ -229,19 +244,26 @@ impl Job {
             let pause = replica.pause_left();
             if pause > LONGEST_PAUSE {
                 let problem = format!("it asks for a pause of {} s", pause.as_secs());
-                return Ok(Err((Outcome::Failed, problem)));
+                return Ok(Err(Unheard::Ended(Outcome::Failed, problem)));
             }
             let sent = self.send(replica, &request, &texts, stopped).await?;
             let usage = sent.attempt.usage;
+            let mut rejected = None;
             let next = match sent.attempted {
                 Attempted::Answered(answers, _) => Ok(answers),
                 Attempted::Without(problem, reply) => {
+                    if let Problem::Rejected(problem) = &problem {
+                        rejected = Some(problem.clone());
+                    }
                     Err(self.after(problem, reply.as_ref(), replica, &mut tries))
                 }
             };
             let attempt = Record::Attempt(sent.attempt);
             self.record(vec![attempt], sent.reservation, usage).await?;
             drop(sent.pass);
+            if let Some(problem) = rejected {
+                return Ok(Err(Unheard::Rejected(problem)));
+            }
             match next {
                 Ok(Answers { values, model }) => {
                     let tokens = usage.input_tokens as f64 / texts.len() as f64;
@@ -253,7 +275,9 @@ impl Job {
                     return Ok(Ok(values.into_iter().map(heard).collect()));
                 }
                 Err(Next::Again(pause)) => unless(stopped, tokio::time::sleep(pause)).await?,
-                Err(Next::Ended(outcome, problem)) => return Ok(Err((outcome, problem))),
+                Err(Next::Ended(outcome, problem)) => {
+                    return Ok(Err(Unheard::Ended(outcome, problem)));
+                }
                 Err(Next::Halt(error)) => return Err(Halt::Because(error)),
             }
         }

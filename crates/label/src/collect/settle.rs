@@ -92,7 +92,7 @@ impl Job {
             }
             let usage = sent.attempt.usage;
             let mut records = vec![Record::Attempt(sent.attempt)];
-            let mut one_by_one = false;
+            let (mut one_by_one, mut is_rejected) = (false, false);
             let next = match sent.attempted {
                 Attempted::Answered(Answers { values, model }, reply) => {
                     let entries = (asked.iter().zip(values))
@@ -102,10 +102,21 @@ impl Job {
                     Ok(model)
                 }
                 Attempted::Without(problem, reply) => {
+                    is_rejected = matches!(problem, Problem::Rejected(_));
+                    // One of them may be to blame.
+                    one_by_one = asked.len() > 1 && !matches!(problem, Problem::Passing(_));
+                    let problem = match problem {
+                        Problem::Rejected(problem) if !self.answers.load(Ordering::Relaxed) => {
+                            Problem::Fatal(Error::Teacher {
+                                url: replica.name().to_owned(),
+                                problem: format!("{problem}; asked about {}", asked[0].in_words()),
+                            })
+                        }
+                        // It answers others: these texts are to blame.
+                        problem => problem,
+                    };
                     let next = self.after(problem, reply.as_ref(), replica, &mut tries);
                     if let Next::Ended(outcome, problem) = &next {
-                        // One of them may be to blame.
-                        one_by_one = asked.len() > 1 && *outcome != Outcome::Failed;
                         if !one_by_one {
                             let without = |asked| entry(asked, Err((*outcome, problem.clone())));
                             let entries = asked.iter().map(without).collect();
@@ -123,7 +134,9 @@ impl Job {
                     if let Some(model) = model {
                         self.note_model(&model)?;
                     }
-                    return self.noted(vec![(Outcome::Ok, None); asked.len()]);
+                    self.answers.store(true, Ordering::Relaxed);
+                    self.in_vain.store(0, Ordering::Relaxed);
+                    return Ok(vec![(Outcome::Ok, None); asked.len()]);
                 }
                 Err(Next::Again(pause)) => unless(stopped, tokio::time::sleep(pause)).await?,
                 Err(Next::Ended(_, problem)) if one_by_one => {
@@ -135,7 +148,20 @@ impl Job {
                     return Ok(ended);
                 }
                 Err(Next::Ended(outcome, problem)) => {
-                    return self.noted(vec![(outcome, Some(problem)); asked.len()]);
+                    if self.is_in_vain(outcome, asked.len()) {
+                        let problem = format!("{GIVE_UP_AFTER} questions in a row: {problem}");
+                        let error = match outcome {
+                            Outcome::Failed if !is_rejected => Error::Gone { problem },
+                            _ => Error::Teacher {
+                                url: self.settings.teacher.endpoints.join(", "),
+                                problem,
+                            },
+                        };
+                        return Err(Halt::Because(error));
+                    }
+                    let named =
+                        |one: &Asked| (outcome, Some(format!("{}: {problem}", one.in_words())));
+                    return Ok(asked.iter().map(named).collect());
                 }
                 Err(Next::Halt(error)) => return Err(Halt::Because(error)),
             }
@@ -182,7 +208,9 @@ impl Job {
             }
             Problem::Final(outcome, problem) => Next::Ended(outcome, problem),
             Problem::Unreadable(problem) => Next::Ended(Outcome::Unparsable, problem),
-            Problem::Passing(problem) => Next::Ended(Outcome::Failed, problem),
+            Problem::Passing(problem) | Problem::Rejected(problem) => {
+                Next::Ended(Outcome::Failed, problem)
+            }
         }
     }
 
@@ -238,28 +266,14 @@ impl Job {
         Ok((self.settings.teacher).note_model(before.as_deref(), model)?)
     }
 
-    /// Counts questions that ended in vain.
-    fn noted(&self, ended: Ended) -> Result<Ended, Halt> {
-        for (outcome, problem) in &ended {
-            match (outcome, problem) {
-                (Outcome::Failed | Outcome::Unparsable, Some(problem)) => {
-                    let before = self.in_vain.fetch_add(1, Ordering::Relaxed);
-                    if before + 1 == GIVE_UP_AFTER {
-                        let problem = format!("{GIVE_UP_AFTER} questions in a row: {problem}");
-                        let error = match outcome {
-                            Outcome::Failed => Error::Gone { problem },
-                            _ => Error::Teacher {
-                                url: self.settings.teacher.endpoints.join(", "),
-                                problem,
-                            },
-                        };
-                        return Err(Halt::Because(error));
-                    }
-                }
-                _ => self.in_vain.store(0, Ordering::Relaxed),
-            }
+    /// Counts questions that ended without an answer; whether they are too many in a row.
+    fn is_in_vain(&self, outcome: Outcome, count: usize) -> bool {
+        if !matches!(outcome, Outcome::Failed | Outcome::Unparsable) {
+            self.in_vain.store(0, Ordering::Relaxed);
+            return false;
         }
-        Ok(ended)
+        let before = self.in_vain.fetch_add(count, Ordering::Relaxed);
+        before < GIVE_UP_AFTER && before + count >= GIVE_UP_AFTER
     }
 }
 
