@@ -79,6 +79,18 @@ impl Request {
             most_tokens,
         }
     }
+
+    /// What can be written at most is what the body says in the end, in whatever field: of several
+    /// limits the highest, of several replies each.
+    fn limited_by_body(mut self, limit_field: &str) -> Self {
+        let limits = [limit_field, "max_tokens", "max_completion_tokens"];
+        let limits = limits.iter().filter_map(|name| tokens(&self.body[*name]));
+        let replies = tokens(&self.body["n"]).unwrap_or(1);
+        if let Some(limit) = limits.max() {
+            self.most_tokens.1 = limit * replies;
+        }
+        self
+    }
 }
 
 /// The most tokens that messages can be: a token has at least one byte.

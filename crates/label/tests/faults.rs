@@ -626,3 +626,22 @@ async fn a_server_that_rejects_all_it_is_asked_stops_the_job() {
         assert!(server.count() <= most, "{} requests", server.count());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_written_is_what_the_request_says_in_the_end() {
+    let job = Job::new(20);
+    let server = Server::start(|seen| graded(seen.document));
+    let most = |more: &str| {
+        let plan = retort_label::plan(&job.settings(&server, more), false).unwrap();
+        plan.most_tokens
+    };
+    let plain = most("");
+    let limit = |extra: &str| most(&format!("extra = {{ {extra} }}\n")) - plain;
+    assert_eq!(limit("max_tokens = 4000"), 20 * 3999);
+    assert_eq!(limit("max_completion_tokens = 4000, n = 2"), 20 * 7999);
+    let other_field = "limit_field = 'n_predict'\nextra = { n_predict = 4000 }\n";
+    assert_eq!(most(other_field) - plain, 20 * 3999);
+    let anthropic = "dialect = 'anthropic'\nlog_probabilities = false\n";
+    let thinks = format!("{anthropic}extra = {{ max_tokens = 4000 }}\n");
+    assert_eq!(most(&thinks) - most(anthropic), 20 * (4000 - 8));
+}

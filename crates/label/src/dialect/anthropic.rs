@@ -48,7 +48,8 @@ impl Dialect for Anthropic {
             "max_tokens": most_written,
             "temperature": self.temperature,
         });
-        Ok(Request::new("messages", body, &self.extra, most_tokens))
+        let request = Request::new("messages", body, &self.extra, most_tokens);
+        Ok(request.limited_by_body("max_tokens"))
     }
 
     fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {

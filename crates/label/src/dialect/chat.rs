@@ -68,12 +68,8 @@ impl Dialect for Chat {
             body["logprobs"] = true.into();
             body["top_logprobs"] = TOP_LOGPROBS.into();
         }
-        Ok(Request::new(
-            "chat/completions",
-            body,
-            &self.extra,
-            most_tokens,
-        ))
+        let request = Request::new("chat/completions", body, &self.extra, most_tokens);
+        Ok(request.limited_by_body(&self.limit_field))
     }
 
     fn read(&self, reply: &Value, questions: &[&Texts]) -> Result<Vec<Value>, Problem> {
