@@ -100,9 +100,9 @@ pub struct TeacherSettings {
     /// Where its key comes from; none is sent without it.
     #[serde(default)]
     pub api_key: KeySettings,
-    /// Plain HTTP to another machine is fine.
+    /// Hosts that may be sent texts, and the key, unencrypted.
     #[serde(default)]
-    pub allow_http: bool,
+    pub allow_http: Vec<String>,
 
     /// Read the probabilities of the answers; `false` where a server gives none.
     #[serde(default = "yes")]

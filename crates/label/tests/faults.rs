@@ -259,7 +259,10 @@ async fn no_question_is_bought_twice_and_a_new_pair_costs_one_request() {
     assert_eq!(server.count(), 61);
 
     // Where and how fast it is asked does not make it another question; the prompt does.
-    let slower = job.settings(&server, "concurrency = 1\nretries = 0\nallow_http = true\n");
+    let slower = job.settings(
+        &server,
+        "concurrency = 1\nretries = 0\nallow_http = ['10.1.2.3']\n",
+    );
     run(&slower).await.unwrap();
     assert_eq!(server.count(), 61);
     let prompt = "answers = ['0', '1']\n# a comment\nsystem = 'Grade.'\nuser = '{{ query }}: {{ document }}'";

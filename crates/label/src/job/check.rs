@@ -75,18 +75,19 @@ pub(super) fn problem(settings: &LabelSettings) -> Option<String> {
                  addresses alone; a name could stand for any address"
             ));
         }
-        if url.scheme() != "https" && !is_loopback(&url) {
-            if sends_a_key {
-                return Some(format!(
-                    "endpoint {endpoint}: a key is sent over https only"
-                ));
-            }
-            if !teacher.allow_http {
-                return Some(format!(
-                    "endpoint {endpoint}: texts would travel unencrypted; `allow_http = true` \
-                     permits it"
-                ));
-            }
+        let name = url.host_str().unwrap_or_default();
+        let is_name = |allowed: &String| allowed.eq_ignore_ascii_case(name);
+        let is_allowed = teacher.allow_http.iter().any(is_name);
+        if url.scheme() != "https" && !is_loopback(&url) && !is_allowed {
+            let what = if sends_a_key {
+                "texts and the key"
+            } else {
+                "texts"
+            };
+            return Some(format!(
+                "endpoint {endpoint}: {what} would travel unencrypted; `allow_http = [{name:?}]` \
+                 permits it"
+            ));
         }
     }
     if !(0.0..=1.0).contains(&teacher.least_mass) {
@@ -134,6 +135,35 @@ pub(super) fn prompt_problem(teacher: &TeacherSettings, prompt: &Prompt) -> Opti
 mod tests {
     use super::*;
     use crate::job::Teacher;
+
+    #[test]
+    fn only_a_host_that_is_named_gets_texts_and_a_key_unencrypted() {
+        let refused = |endpoint: &str, more: &str| {
+            let text = format!(
+                "collection = 'c'\ncandidates = 'c'\nledger = 'l'\n[teacher]\nname = 'n'\n\
+                 model = 'm'\ndialect = 'tei'\nendpoints = ['{endpoint}']\n{more}"
+            );
+            problem(&toml::from_str(&text).unwrap())
+        };
+        let key = "[teacher.api_key]\nenv = 'KEY'";
+        let said = "texts and the key would travel unencrypted; `allow_http = [\"10.1.2.3\"]`";
+        let problem = refused("http://10.1.2.3:8000/v1", key).unwrap();
+        assert!(problem.contains(said), "{problem}");
+        for (endpoint, host) in [
+            ("http://10.1.2.3:8000/v1", "10.1.2.3"),
+            ("http://[fd00::1]/v1", "[fd00::1]"),
+            ("http://teacher.internal/v1", "Teacher.internal"),
+        ] {
+            assert!(refused(endpoint, "").is_some(), "{endpoint}");
+            let other = format!("allow_http = ['10.1.2.4', 'internal']\n{key}");
+            assert!(refused(endpoint, &other).is_some(), "{endpoint}");
+            let named = format!("allow_http = ['{host}']\n{key}");
+            assert_eq!(refused(endpoint, &named), None, "{endpoint}");
+        }
+        for endpoint in ["https://example.org/v1", "http://127.0.0.1:8000/v1"] {
+            assert_eq!(refused(endpoint, key), None, "{endpoint}");
+        }
+    }
 
     #[test]
     fn a_number_that_no_job_can_do_with_is_refused_by_its_key_and_range() {
