@@ -138,7 +138,11 @@ fn withheld(choice: &Value) -> Option<Problem> {
         let problem = "the reply was filtered".to_owned();
         return Some(Problem::Final(Outcome::Filtered, problem));
     }
+    // Some servers always have the field: "" refuses nothing.
     let refusal = choice["message"]["refusal"].as_str()?;
+    if refusal.trim().is_empty() {
+        return None;
+    }
     let problem = format!("the teacher refused: {}", shortened(refusal));
     Some(Problem::Final(Outcome::Refused, problem))
 }
@@ -305,6 +309,8 @@ mod tests {
             withheld(&filtered),
             Some(Problem::Final(Outcome::Filtered, _))
         ));
-        assert!(withheld(&json!({"message": {"refusal": null}})).is_none());
+        for none in [json!(null), json!(""), json!(" ")] {
+            assert!(withheld(&json!({"message": {"refusal": none}})).is_none());
+        }
     }
 }
