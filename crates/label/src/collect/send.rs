@@ -62,7 +62,7 @@ impl Job {
             .attempt(replica, &pass, request, worst, questions)
             .await;
         if let Some(bucket) = &self.tokens {
-            bucket.settle(expected_tokens - attempt.usage.tokens() as f64);
+            bucket.settle(unused(expected_tokens, &attempt.usage));
         }
         Ok(Sent {
             attempted,
@@ -267,4 +267,41 @@ impl Drop for Reservation<'_> {
 fn expected_tokens(request: &Request) -> f64 {
     let (read, written) = request.most_tokens;
     read as f64 / 4.0 + written as f64
+}
+
+/// How much less a request took than that. Where nobody says, what was expected stands: it is nearer
+/// to the truth than the worst case, which has a token for each byte.
+fn unused(expected_tokens: f64, usage: &Usage) -> f64 {
+    if usage.estimated {
+        0.0
+    } else {
+        expected_tokens - usage.tokens() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_on_tokens_is_settled_by_what_the_server_says_and_not_by_the_worst_case() {
+        let request = Request {
+            path: "",
+            body: Value::Null,
+            most_tokens: (4000, 8),
+        };
+        let expected = expected_tokens(&request);
+        let reserved = Amount {
+            micros: 0,
+            tokens: 4008,
+        };
+        let unsaid = Usage::at_worst(request.most_tokens, reserved);
+        assert!(unused(expected, &unsaid).abs() < 1e-9);
+        let said = Usage {
+            input_tokens: 900,
+            ..Usage::default()
+        };
+        assert!((unused(expected, &said) - 108.0).abs() < 1e-9);
+        assert!((unused(expected, &Usage::default()) - expected).abs() < 1e-9);
+    }
 }
