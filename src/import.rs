@@ -57,8 +57,8 @@ struct Beir {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 
-    /// How fields become a document's text, as in '{{ title }} | {{ brand }}\n{{ text }}'; \n is a
-    /// line break
+    /// How fields become a document's text: a field's name, or a template as in
+    /// '{{ title }} | {{ brand }}\n{{ text }}'; \n is a line break
     #[arg(long, value_name = "TEMPLATE")]
     text: Option<String>,
 
@@ -89,8 +89,8 @@ struct Tables {
     #[arg(long, value_name = "COLUMN")]
     id: Option<String>,
 
-    /// How columns become a document's text, as in '{{ title }} | {{ brand }}\n{{ description }}';
-    /// \n is a line break. Without it the columns `title` and `text` are the title and the text
+    /// How columns become a document's text: a column's name, or a template as in
+    /// '{{ title }} | {{ brand }}\n{{ description }}'; \n is a line break. Without it the columns `title` and `text` are the title and the text
     #[arg(long, value_name = "TEMPLATE")]
     text: Option<String>,
 

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 pub struct Columns {
     /// The documents' ids.
     pub id: Option<String>,
-    /// How a document's fields become its text: a minijinja template over the columns' names, such
-    /// as `{{ title }} | {{ brand }}`, and `{{ row["Brand name"] }}` where a name is no word.
+    /// How a document's fields become its text: a column's name, or a minijinja template over the
+    /// columns' names, such as `{{ title }} | {{ brand }}`, and `{{ row["Brand name"] }}` where a name is no word.
     /// Without it the title is the title and the text the text.
     pub text: Option<String>,
     /// The queries' ids.
@@ -49,9 +49,13 @@ const DOCUMENT_ID: [&str; 7] = [
 ];
 const GRADE: [&str; 5] = ["score", "grade", "relevance", "label", "gain"];
 
+/// What `--text` takes, for messages.
+const TEXT_OPTION: &str = "--text, by its name or in a template as '{{ title }} {{ description }}'";
+
 /// [`Columns`] with the template read.
 pub(super) struct Texts<'a> {
     columns: &'a Columns,
+    /// None where the text is a column's as it is.
     template: Option<Environment<'a>>,
 }
 
@@ -61,7 +65,8 @@ impl<'a> Texts<'a> {
     /// # Errors
     /// A template that is none.
     pub(super) fn new(columns: &'a Columns) -> Result<Self> {
-        let template = columns.text.as_ref().map(|text| {
+        let is_template = |text: &&String| text.contains("{{") || text.contains("{%");
+        let template = columns.text.as_ref().filter(is_template).map(|text| {
             let mut templates = Environment::new();
             templates.set_undefined_behavior(UndefinedBehavior::Strict);
             // A shell's quotes make a line break hard to write.
@@ -79,12 +84,18 @@ impl<'a> Texts<'a> {
     /// A row as a document, or what is wrong with it.
     pub(super) fn document(&self, mut fields: Fields) -> Result<Document, String> {
         let id = id_of(pick(&fields, self.columns.id.as_deref(), &ID, "--id")?)?;
+        let given = self.columns.text.as_deref();
         let Some(template) = &self.template else {
+            if given.is_some() {
+                let text = text_of(pick(&fields, given, &TEXT, TEXT_OPTION)?)?;
+                let title = String::new();
+                return Ok(Document { id, title, text });
+            }
             let title = TITLE.iter().find_map(|name| fields.get(*name));
             return Ok(Document {
                 id,
                 title: title.map_or(Ok(String::new()), text_of)?,
-                text: text_of(pick(&fields, None, &TEXT, "--text")?)?,
+                text: text_of(pick(&fields, None, &TEXT, TEXT_OPTION)?)?,
             });
         };
         for value in fields.values_mut().filter(|value| value.is_null()) {
@@ -216,6 +227,22 @@ mod tests {
             ..Columns::default()
         };
         assert!(matches!(Texts::new(&columns), Err(Error::Setting(_))));
+    }
+
+    #[test]
+    fn a_column_is_named_without_a_template() {
+        let row =
+            json!({"id": 7, "title": "Drill", "description": "18 V, {{ cordless }}", "no": null});
+        let made = document(Some("description"), row.clone()).unwrap();
+        assert_eq!((&*made.title, &*made.text), ("", "18 V, {{ cordless }}"));
+        assert_eq!(document(Some("no"), row.clone()).unwrap().text, "");
+        let unknown = document(Some("descripton"), row).unwrap_err();
+        assert!(
+            unknown.contains(
+                "has no field descripton; the fields are description, id, no, title: say"
+            ) && unknown.contains("'{{ title }} {{ description }}'"),
+            "{unknown}"
+        );
     }
 
     /// As docs/data.md says it: what comes after a long field is there all the same.
