@@ -3,7 +3,7 @@
 //! Every file Retort writes goes through here: bytes go to a sibling temporary file, are synced,
 //! and take the target's name by rename, so a reader (or a process killed at any instant) sees the
 //! old content or the new and never a mixture. A directory is written under a `.partial` name and
-//! renamed when complete.
+//! renamed when complete. What a killed process left of either goes when the target is next written.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -214,7 +214,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A hidden name beside `path`, with the process id so that two processes never share one.
+/// A hidden name beside `path`, with the process id so that two processes never share one. What killed
+/// processes left under such names is removed.
 fn sibling(path: &Path, suffix: &str) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
         io::Error::new(
@@ -222,8 +223,33 @@ fn sibling(path: &Path, suffix: &str) -> io::Result<PathBuf> {
             format!("{} does not name a file", path.display()),
         )
     })?;
-    let name = name.to_string_lossy();
-    Ok(parent(path).join(format!(".{name}.{}.{suffix}", std::process::id())))
+    let begins = format!(".{}.", name.to_string_lossy());
+    let ends = format!("{}.{suffix}", machine());
+    // Best effort: what can't be removed is in nobody's way.
+    for entry in fs::read_dir(parent(path))?.flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(&begins));
+        let process = rest.and_then(|rest| rest.strip_suffix(&ends)?.parse().ok());
+        if process.is_some_and(is_gone) {
+            let path = entry.path();
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+    }
+    Ok(parent(path).join(format!("{begins}{}{ends}", std::process::id())))
+}
+
+/// Whose process ids are meant, on a disk that several machines or containers share: some digits of
+/// this one's name.
+fn machine() -> String {
+    match fs::read("/proc/sys/kernel/hostname") {
+        Ok(name) => format!("-{}", &sha256(&name)[..8]),
+        Err(_) => String::new(),
+    }
+}
+
+/// Whether no process of this machine has that id; false where nobody can tell.
+fn is_gone(process: u32) -> bool {
+    Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{process}")).exists()
 }
 
 #[cfg(test)]
@@ -250,6 +276,37 @@ mod tests {
         });
         assert_eq!(failed.unwrap_err().to_string(), "planted");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let beside = |name: String| folder.path().join(name);
+        let (gone, here) = (i32::MAX, machine());
+        let dead = [
+            beside(format!(".out.{gone}{here}.partial")),
+            beside(format!(".a.json.{gone}{here}.tmp")),
+        ];
+        let others = [
+            // The first process is always there.
+            beside(format!(".out.1{here}.partial")),
+            beside(format!(".out.{gone}-01234567.partial")),
+            beside(format!(".out.more.{gone}{here}.partial")),
+            beside(format!(".a.json.1{here}.tmp")),
+        ];
+        for path in dead.iter().chain(&others) {
+            if path.extension().unwrap() == "tmp" {
+                fs::write(path, "half").unwrap();
+            } else {
+                fs::create_dir(path).unwrap();
+                fs::write(path.join("half"), "x").unwrap();
+            }
+        }
+        write_new_directory(&beside("out".into()), |_| Ok::<_, io::Error>(())).unwrap();
+        write_atomic(&beside("a.json".into()), b"one").unwrap();
+        assert!(dead.iter().all(|path| !path.exists()));
+        assert!(others.iter().all(|path| path.exists()));
     }
 
     #[test]
