@@ -72,6 +72,17 @@ pub struct Files {
 }
 
 impl Source {
+    /// The files of documents, and those of queries.
+    fn paths_of_texts(&self) -> (Vec<&PathBuf>, Vec<&PathBuf>) {
+        match self {
+            Self::Tables { files, .. } => (
+                files.corpus.iter().collect(),
+                files.queries.iter().collect(),
+            ),
+            Self::Examples { .. } => (self.paths(), self.paths()),
+        }
+    }
+
     fn paths(&self) -> Vec<&PathBuf> {
         match self {
             Self::Tables { files, .. } => {
@@ -167,25 +178,49 @@ pub fn import(source: &Source, out: &Path, on_bad_row: OnBadRow) -> Result<Summa
             }
         }
         summary = writer.finish()?;
-        for (what, count) in [
-            ("documents", summary.documents),
-            ("queries", summary.queries),
+        let (documents, queries) = source.paths_of_texts();
+        for (what, count, paths) in [
+            ("documents", summary.documents, documents),
+            ("queries", summary.queries, queries),
         ] {
             if count == 0 {
-                let bad: Vec<String> = summary
-                    .first_bad
-                    .iter()
-                    .map(|bad| format!("\n{bad}"))
-                    .collect();
-                return Err(Error::File {
-                    path: out.to_owned(),
-                    problem: format!("there are no {what} to write{}", bad.concat()),
-                });
+                return Err(nothing(what, &paths, &summary.first_bad));
             }
         }
         Ok(())
     })?;
     Ok(summary)
+}
+
+/// That files hold nothing of what is sought in them.
+fn nothing(what: &str, paths: &[&PathBuf], first_bad: &[String]) -> Error {
+    let has_bare_returns = |path: &&&PathBuf| {
+        let first = Lines::open(path).ok();
+        let first = first.and_then(|mut lines| Some(lines.peek()?.trim_end().contains('\r')));
+        first.unwrap_or_default()
+    };
+    let shown: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let mut problem = match &shown[..] {
+        [] | [_] => format!("has no {what}"),
+        [_, others @ ..] => format!("has no {what}, nor has {}", others.join(", ")),
+    };
+    if let Some(path) = paths.iter().find(has_bare_returns) {
+        let path = path.display();
+        problem += &format!("; the lines of {path} end in CR alone: write LF or CRLF");
+    }
+    for bad in first_bad {
+        problem += &format!("\n{bad}");
+    }
+    Error::File {
+        path: paths
+            .first()
+            .map(|path| path.to_path_buf())
+            .unwrap_or_default(),
+        problem,
+    }
 }
 
 fn tables(writer: &mut Writer, format: Format, files: &Files, texts: &Texts) -> Result<()> {

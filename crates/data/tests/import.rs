@@ -480,9 +480,21 @@ fn bad_rows_are_skipped_and_counted_where_that_is_asked_for() {
     // All of them being bad is no collection.
     let case = Case::new(Format::Jsonl, "{\n{\n", QUERIES);
     let error = case.import(OnBadRow::Skip).unwrap_err().to_string();
-    assert!(error.contains("there are no documents to write"), "{error}");
+    assert!(error.contains("corpus: has no documents\n"), "{error}");
     assert!(error.contains("corpus:1: "), "{error}");
     assert!(!case.out().exists());
+    // No rows at all, and why that may be.
+    let mut case = Case::new(Format::Csv { delimiter: ',' }, "id,text\rd,a\r", QUERIES);
+    let more = case.write("more", "");
+    case.files.corpus.push(more);
+    let error = case.refused();
+    for said in [
+        "corpus: has no documents, nor has ",
+        "more; ",
+        "corpus end in CR alone",
+    ] {
+        assert!(error.contains(said), "{error}");
+    }
     // A damaged archive is no bad row: what follows is lost.
     let packed = zstd::encode_all(good.repeat(100).as_bytes(), 3).unwrap();
     let case = Case::new(Format::Jsonl, &packed[..packed.len() - 4], QUERIES);
