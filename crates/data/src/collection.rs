@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 use crate::indexed::{Indexed, Row};
 use crate::lines::Lines;
 use crate::trec::Judgement;
-use crate::{Error, Result, trec};
+use crate::{Error, Result, fields, trec};
 
 /// One document; further fields of its line (such as `metadata`) are left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Document {
     /// Unique in the corpus.
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", deserialize_with = "fields::id")]
     pub id: String,
     /// May be empty.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "fields::text")]
     pub title: String,
     /// The body.
     pub text: String,
@@ -48,7 +48,7 @@ impl Document {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Query {
     /// Unique among the queries.
-    #[serde(rename = "_id")]
+    #[serde(rename = "_id", deserialize_with = "fields::id")]
     pub id: String,
     /// What the user typed.
     pub text: String,

@@ -11,6 +11,7 @@
 //! of which the expected grade is the soft label.
 
 mod error;
+mod fields;
 mod indexed;
 
 pub mod agreement;
