@@ -92,11 +92,14 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows how far a job is: on the bar, or in a line now and then where there is none.
+/// Shows how far a job is: on the bar, or in a line now and then where there is none. The rate is that
+/// since the first report.
 pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
-    let started = Instant::now();
+    let mut started = None;
+    let mut lines = 0;
     move |now| {
-        let rate = now.done as f64 / started.elapsed().as_secs_f64();
+        let started = *started.get_or_insert_with(Instant::now);
+        let rate = now.done as f64 / started.elapsed().as_secs_f64().max(1e-3);
         let Progress {
             done,
             failed,
@@ -109,7 +112,9 @@ pub(crate) fn reporter(bar: &ProgressBar) -> impl FnMut(Progress) {
         let money = micros as f64 / 1e6;
         let so_far = format!("{rate:.1} pairs/s | {failed} failed | {tokens} tokens | {money:.2}");
         bar.set_message(so_far.clone());
-        if bar.is_hidden() && (done.is_multiple_of(PAIRS_PER_LINE) || done == total) {
+        // A report may be of several pairs.
+        if bar.is_hidden() && done > 0 && (done / PAIRS_PER_LINE > lines || done == total) {
+            lines = done / PAIRS_PER_LINE;
             let left = (total - done) as f64 / rate / 60.0;
             tracing::info!("pair {done}/{total} | {so_far} | {left:.1} min left");
         }

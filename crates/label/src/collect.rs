@@ -75,7 +75,8 @@ pub struct Progress {
     pub micros: u64,
 }
 
-/// Runs a labelling job. `again` asks those questions too that ended without an answer for a
+/// Runs a labelling job. `report` is told before the first question, and when some have ended. `again`
+/// asks those questions too that ended without an answer for a
 /// reason of their own; `stop` ends the job early, by a signal of that name.
 ///
 /// # Errors
@@ -141,6 +142,7 @@ pub(crate) async fn ask(
         match event {
             None => break,
             Some(Event::Begin(sender)) => {
+                report(progress);
                 let places = job.teacher.replicas.iter().map(|one| one.gate.most());
                 for _ in 0..places.sum::<usize>().min(total) {
                     workers.spawn(work(Arc::clone(&job), sender.clone()));
@@ -345,9 +347,8 @@ impl From<Error> for Halt {
 
 /// What comes before the workers.
 async fn begin(job: Arc<Job>, events: mpsc::Sender<Event>) {
-    let mut stopped = job.stopped.clone();
     let passed = if job.settings.preflight && !job.questions.asked.is_empty() {
-        job.preflight(&job.passed, &mut stopped).await.map(|_| ())
+        job.preflight(&job.passed, &job.stopped).await.map(|_| ())
     } else {
         Ok(())
     };

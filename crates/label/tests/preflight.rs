@@ -5,6 +5,10 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use common::{Act, Job, Seen, Server, completion, rows, texts};
 use retort_label::ledger::Reader;
 use retort_label::{Collected, Error, LabelSettings, Progress, Reading, collect, plan, preflight};
@@ -534,4 +538,48 @@ async fn a_model_that_changed_is_found_by_a_preflight_asked_for_alone() {
     assert_eq!(found[0].model.as_deref(), Some("new"));
     let recipes = Reader::open(&job.ledger()).unwrap().recipes().unwrap();
     assert_eq!(recipes[0].models, ["old", "new"]);
+}
+
+/// Waits until something is so, but not for ever.
+fn await_that(is_so: impl Fn() -> bool) -> bool {
+    for _ in 0..1000 {
+        if is_so() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_tried_side_by_side_and_one_that_breaks_off_gets_no_rest() {
+    let job = job();
+    let breaking = Server::start(|seen| match seen.number {
+        0 => Act::Reset,
+        _ => ok(&sane(seen)),
+    });
+    let asked = Arc::clone(&breaking.requests);
+    // It answers when the other was asked twice.
+    let waiting = Server::start(move |seen| {
+        if await_that(|| asked.load(Ordering::SeqCst) > 1) {
+            ok(&sane(seen))
+        } else {
+            Act::Reply(401, String::new(), "the other is not asked".to_owned())
+        }
+    });
+    let mut settings = checked(&job, &waiting, "timeout_seconds = 60\n");
+    settings.teacher.endpoints.push(breaking.url.clone());
+    let mut first = None;
+    let report = |now: Progress| {
+        first.get_or_insert((now.done, waiting.count() + breaking.count()));
+    };
+    collect(&settings, false, report, std::future::pending())
+        .await
+        .unwrap();
+    // The first report is of the end of the preflight: of three requests, of which one broke off.
+    assert_eq!(first, Some((0, 3 + 1 + 3)));
+    let found = preflight(&settings).await.unwrap();
+    let endpoints: Vec<&str> = found.iter().map(|one| &*one.endpoint).collect();
+    assert!(endpoints[0].starts_with(&waiting.url), "{endpoints:?}");
+    assert!(endpoints[1].starts_with(&breaking.url), "{endpoints:?}");
 }

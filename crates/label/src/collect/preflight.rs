@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::send::{Answers, Attempted};
 use super::settle::{Next, Tries};
@@ -63,8 +64,7 @@ async fn tried(started: Started, known: &[Preflight]) -> Result<Tried> {
         stopping: _stopping,
         ..
     } = started;
-    let mut stopped = job.stopped.clone();
-    let tried = job.preflight(known, &mut stopped).await;
+    let tried = job.preflight(known, &job.stopped).await;
     let budget = Arc::clone(&job.budget);
     drop(job);
     close(written, &budget).await?;
@@ -119,33 +119,45 @@ pub(super) fn requests(script: &Script, dialect: &dyn Dialect) -> Result<Vec<Req
 }
 
 impl Job {
-    /// Tries the endpoints that `known` says too little of, and puts what it finds on record.
+    /// Tries the endpoints that `known` says too little of, side by side, and puts what it finds on
+    /// record.
     pub(super) async fn preflight(
-        &self,
+        self: &Arc<Self>,
         known: &[Preflight],
-        stopped: &mut watch::Receiver<bool>,
+        stopped: &watch::Receiver<bool>,
     ) -> Result<Tried, Halt> {
-        let script = self.questions.script(&self.teacher);
-        let (mut passed, mut gone, mut is_new) = (Vec::new(), None, false);
-        for replica in &self.teacher.replicas {
-            if let Some(known) = held(known, replica, &script, &self.settings) {
-                passed.push(known.clone());
-                continue;
-            }
-            match self.try_endpoint(replica, &script, stopped).await? {
+        let script = Arc::new(self.questions.script(&self.teacher));
+        let replicas = &self.teacher.replicas;
+        let held = |replica| held(known, replica, &script, &self.settings).cloned();
+        let mut passed: Vec<Option<Preflight>> = replicas.iter().map(held).collect();
+        let mut tries = JoinSet::new();
+        for place in (0..replicas.len()).filter(|place| passed[*place].is_none()) {
+            let (job, script) = (Arc::clone(self), Arc::clone(&script));
+            let mut stopped = stopped.clone();
+            tries.spawn(async move {
+                let replica = &job.teacher.replicas[place];
+                let tried = job.try_endpoint(replica, &script, &mut stopped).await;
+                (place, tried)
+            });
+        }
+        let (mut gone, mut is_new) = (None, false);
+        while let Some(joined) = tries.join_next().await {
+            let (place, tried) = joined.map_err(|error| Error::Io(std::io::Error::other(error)))?;
+            match tried? {
                 Ok(preflight) => {
                     tracing::info!("{preflight}");
                     is_new = true;
-                    passed.push(preflight);
+                    passed[place] = Some(preflight);
                 }
                 Err(problem) => {
-                    let endpoint = replica.name();
+                    let endpoint = replicas[place].name();
                     tracing::warn!("{endpoint} did not answer and is left out: {problem}");
-                    replica.pause(REST_OF_THE_RUN);
+                    replicas[place].pause(REST_OF_THE_RUN);
                     gone = Some(format!("{endpoint}: {problem}"));
                 }
             }
         }
+        let passed: Vec<Preflight> = passed.into_iter().flatten().collect();
         if let (true, Some(problem)) = (passed.is_empty(), &gone) {
             let problem = problem.clone();
             return Err(Halt::Because(Error::Gone { problem }));

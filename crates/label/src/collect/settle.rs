@@ -116,6 +116,10 @@ impl Job {
                         problem => problem,
                     };
                     let next = self.after(problem, reply.as_ref(), replica, &mut tries);
+                    let has_others = self.teacher.replicas.len() > 1;
+                    if has_others && reply.is_none() && matches!(next, Next::Again(_)) {
+                        replica.pause(REST_OF_A_REPLICA);
+                    }
                     if let Next::Ended(outcome, problem) = &next {
                         if !one_by_one {
                             let without = |asked| entry(asked, Err((*outcome, problem.clone())));
@@ -191,9 +195,6 @@ impl Job {
                 if let Some(pause) = advice.after {
                     // It is the server's wish, so it holds for all that it is asked.
                     replica.pause(pause);
-                }
-                if reply.is_none() && self.teacher.replicas.len() > 1 {
-                    replica.pause(REST_OF_A_REPLICA);
                 }
                 let jitter = tries.key.jitter(tries.failed);
                 let pause = advice.after;
