@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags, Row};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::schema::{VERSION, connect, version};
+use super::schema::{VERSION, connect, refuse_folder, version};
 use super::{Entry, Found, Key, Outcome, Spent, factor, find, last_preflights, spent};
 use crate::preflight::Preflight;
 use crate::{Error, Result};
@@ -45,15 +45,12 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self> {
         // SQLite's own message for a missing file does not say which.
         fs::metadata(path)?;
-        let open = || {
-            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-                .map_err(|error| Error::ledger(path, error))
-        };
-        let mut db = open()?;
+        refuse_folder(path)?;
+        let mut db = opened(path)?;
         if version(&db, path)? < VERSION {
             drop(db);
             connect(path)?;
-            db = open()?;
+            db = opened(path)?;
         }
         Ok(Self {
             db,
@@ -190,6 +187,46 @@ impl Reader {
     }
 }
 
+/// A ledger, if need be without the file beside it that readers and a writer share.
+fn opened(path: &Path) -> Result<Connection> {
+    let broken = |error| Error::ledger(path, error);
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(broken)?;
+    match version(&db, path) {
+        Err(Error::Ledger { source, .. }) if is_unwritable(&source) && !has_log(path) => {
+            open_immutable(path).map_err(broken)
+        }
+        // What else is wrong with it, whoever reads it is told.
+        _ => Ok(db),
+    }
+}
+
+/// Whether SQLite failed because it could not make the file that readers and a writer share.
+fn is_unwritable(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, PermissionDenied, ReadOnly};
+    matches!(
+        error.sqlite_error_code(),
+        Some(CannotOpen | PermissionDenied | ReadOnly)
+    )
+}
+
+/// Whether there may be more of a ledger in the log beside it. An attempt to read makes an empty one.
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    Path::new(&log).metadata().is_ok_and(|log| log.len() > 0)
+}
+
+/// A ledger that nobody writes, on a disk that is read-only: nothing is made beside it.
+fn open_immutable(path: &Path) -> rusqlite::Result<Connection> {
+    let path = path.to_string_lossy();
+    let path = path
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(format!("file:{path}?immutable=1"), flags)
+}
+
 /// What all preflights of a recipe found, each thing once: what holds is carried over.
 fn preflights(db: &Connection, recipe: i64) -> rusqlite::Result<Vec<Preflight>> {
     let mut select = db.prepare_cached(
@@ -251,4 +288,30 @@ fn sourced(row: &Row) -> rusqlite::Result<Sourced> {
         model: row.get(11)?,
         request_id: row.get(10)?,
     })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::ledger::Ledger;
+
+    #[test]
+    fn a_ledger_is_read_where_nothing_can_be_made_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("100 %? a ledger#1.sqlite");
+        Ledger::open(&path).unwrap().close().unwrap();
+        let beside = |ending: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        // As on a read-only disk, whoever runs this.
+        std::os::unix::fs::symlink("/nowhere/at/all", beside("-shm")).unwrap();
+        let reader = Reader::open(&path).unwrap();
+        assert_eq!(reader.spent().unwrap(), Spent::default());
+        drop(reader);
+        // Without its log the ledger would be an old one.
+        fs::write(beside("-wal"), "more").unwrap();
+        assert!(matches!(Reader::open(&path), Err(Error::Ledger { .. })));
+    }
 }

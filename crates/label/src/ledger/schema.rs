@@ -29,6 +29,7 @@ const LEAST_SQLITE: i32 = 3_053_000;
 /// Locks a ledger for writing and opens it, or makes one; an older one becomes the newest version.
 /// Books what killed runs left in flight. It is locked as long as the file is open.
 pub(crate) fn connect(path: &Path) -> Result<(Connection, File)> {
+    refuse_folder(path)?;
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -37,6 +38,18 @@ pub(crate) fn connect(path: &Path) -> Result<(Connection, File)> {
     prepare(&mut db, path)?;
     book_killed_runs(&db).map_err(|error| Error::ledger(path, error))?;
     Ok((db, lock))
+}
+
+/// Says so where a ledger would be a folder: SQLite's message does not.
+pub(super) fn refuse_folder(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::File {
+            path: path.to_owned(),
+            problem: "is a folder, and a ledger is a file: name one in it, such as labels.sqlite"
+                .to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// A ledger's version; an error where that is none this program knows.
