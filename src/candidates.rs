@@ -97,6 +97,15 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         seed: arguments.seed,
     };
     let drawn = candidates::draw(&collection, &queries, &mix)?;
+    if drawn.is_empty() {
+        let problem = match &arguments.split {
+            Some(split) if queries.is_empty() => format!("--split: {split} has no query"),
+            _ => "no pair was drawn: let --bm25, --trigrams, --run or --random have a share, and \
+                  leave documents that are not excluded"
+                .to_owned(),
+        };
+        return Err(Error::Setting(problem).into());
+    }
     candidates::write(out, &drawn)?;
 
     let mut sources = BTreeMap::new();

@@ -163,12 +163,7 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
         (&settings.verdict.split, &settings.verdict.candidates),
     ] {
         collection.qrels(split)?;
-        let candidates = candidates::read(file)?;
-        for candidate in &candidates {
-            collection.query(&candidate.query_id, file)?;
-            collection.document(&candidate.document_id, file)?;
-        }
-        pairs.push(candidates.len());
+        pairs.push(candidates::read_of(file, &collection)?.len());
     }
     let base = &settings.model.init;
     Ok((

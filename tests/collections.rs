@@ -105,3 +105,53 @@ fn imported_runs_become_candidates_that_say_where_they_are_from() {
         assert_eq!(row["document_id"], format!("d{}", rank - 1));
     }
 }
+
+#[test]
+fn shares_of_candidates_may_be_as_large_as_they_like_and_not_all_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pairs.jsonl");
+    let shop = root().join("training-data/shop");
+    let most = usize::MAX.to_string();
+    let mut none = candidates(&shop, &out);
+    none.args([
+        "--split",
+        "dev",
+        "--bm25",
+        "0",
+        "--trigrams",
+        "0",
+        "--random",
+        "0",
+    ]);
+    let said = fail(&mut none, 78);
+    assert!(said.contains("no pair was drawn: let --bm25"), "{said}");
+    assert!(!out.exists());
+
+    let small = folder.path().join("small");
+    std::fs::create_dir_all(small.join("qrels")).unwrap();
+    for (name, text) in [
+        (
+            "corpus.jsonl",
+            "{\"_id\": \"a\", \"text\": \"drill\"}\n{\"_id\": \"b\", \"text\": \"saw\"}\n",
+        ),
+        ("queries.jsonl", "{\"_id\": \"q\", \"text\": \"drill\"}\n"),
+        ("qrels/empty.tsv", "query-id\tcorpus-id\tscore\n"),
+    ] {
+        std::fs::write(small.join(name), text).unwrap();
+    }
+    let said = fail(candidates(&small, &out).args(["--split", "empty"]), 78);
+    assert!(said.contains("--split: empty has no query"), "{said}");
+    let mut all = candidates(&small, &out);
+    all.args([
+        "--bm25",
+        &most,
+        "--trigrams",
+        &most,
+        "--random",
+        &most,
+        "--per-run",
+        &most,
+    ]);
+    succeed(&mut all);
+    assert_eq!(std::fs::read_to_string(&out).unwrap().lines().count(), 2);
+}

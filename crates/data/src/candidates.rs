@@ -122,7 +122,9 @@ pub fn draw(collection: &Collection, queries: &[Query], mix: &Mix) -> Result<Vec
         let id = document?.id;
         lots.push((id.as_str().into(), lot(mix.seed, &id)));
     }
-    let pool_size = mix.bm25 + mix.trigrams + mix.runs.len() * mix.per_run + mix.random;
+    let of_runs = mix.runs.len().saturating_mul(mix.per_run);
+    let shares = [mix.bm25, mix.trigrams, of_runs, mix.random];
+    let pool_size = shares.into_iter().fold(0, usize::saturating_add);
 
     let mut candidates = Vec::new();
     for query in queries {
@@ -135,9 +137,12 @@ pub fn draw(collection: &Collection, queries: &[Query], mix: &Mix) -> Result<Vec
         let excluded = pool.taken.len();
         let size = pool_size.min(lots.len().saturating_sub(excluded));
 
-        let found = words.search(&query.text, mix.bm25 + excluded)?;
+        let found = words.search(&query.text, mix.bm25.saturating_add(excluded))?;
         pool.take(unranked(found), mix.bm25, &Source::Bm25);
-        let deep_enough = mix.bm25 + mix.trigrams + excluded;
+        let deep_enough = mix
+            .bm25
+            .saturating_add(mix.trigrams)
+            .saturating_add(excluded);
         let found = trigrams.search(&query.text, deep_enough)?;
         pool.take(unranked(found), mix.trigrams, &Source::Trigrams);
 
@@ -263,6 +268,22 @@ fn mixed(value: u64) -> u64 {
 /// # Errors
 /// A missing file; a malformed line, or a pair named twice (file and line).
 pub fn read(path: &Path) -> Result<Vec<Candidate>> {
+    read_if(path, |_| Ok(()))
+}
+
+/// [`read`], of a collection.
+///
+/// # Errors
+/// As [`read`]; a query or a document that the collection does not have (file and line).
+pub fn read_of(path: &Path, collection: &Collection) -> Result<Vec<Candidate>> {
+    read_if(path, |candidate| {
+        collection.query(&candidate.query_id, path)?;
+        collection.document(&candidate.document_id, path)?;
+        Ok(())
+    })
+}
+
+fn read_if(path: &Path, check: impl Fn(&Candidate) -> Result<()>) -> Result<Vec<Candidate>> {
     let expected = r#"{"query_id", "document_id", "source"}, maybe "rank""#;
     let mut pairs = BTreeSet::new();
     let mut rows: Vec<Candidate> = Vec::new();
@@ -280,6 +301,10 @@ pub fn read(path: &Path) -> Result<Vec<Candidate>> {
             );
             return Err(Error::row(path, line, problem));
         }
+        check(&row).map_err(|error| match error {
+            Error::File { path, problem } => Error::row(&path, line, problem),
+            error => error,
+        })?;
         rows.push(row);
     }
     if rows.is_empty() {

@@ -89,7 +89,7 @@ impl Questions {
     /// ask is still to be chosen. `kill` ends the command that texts go through.
     pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher, kill: &Kill) -> Result<Self> {
         let collection = Collection::read(&settings.collection)?;
-        let mut candidates = candidates::read(&settings.candidates)?;
+        let mut candidates = candidates::read_of(&settings.candidates, &collection)?;
         if let Some(part) = &settings.part {
             let queries = part.queries(&candidates, &collection, settings, kill)?;
             candidates.retain(|candidate| queries.contains(&candidate.query_id));
@@ -97,7 +97,7 @@ impl Questions {
         Self::of_pairs(collection, candidates, settings, teacher, kill)
     }
 
-    /// Questions about pairs of a collection.
+    /// Questions about pairs that a collection has.
     pub(crate) fn of_pairs(
         collection: Collection,
         candidates: Vec<Candidate>,
@@ -106,10 +106,6 @@ impl Questions {
         kill: &Kill,
     ) -> Result<Self> {
         let source = settings.candidates.clone();
-        for candidate in &candidates {
-            collection.query(&candidate.query_id, &source)?;
-            collection.document(&candidate.document_id, &source)?;
-        }
         let redactor = Redactor::new(settings, kill, || {
             let mut texts = BTreeSet::new();
             for candidate in &candidates {
