@@ -165,6 +165,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says which setting named the file that can't be read.
+    pub(crate) fn of_setting(self, name: &str) -> Self {
+        match self {
+            Self::Io(error) | Self::Data(retort_data::Error::Io(error)) => {
+                let problem = format!("{name}: {error}");
+                Self::Io(io::Error::new(error.kind(), problem))
+            }
+            error => error,
+        }
+    }
+
     pub(crate) fn ledger(path: &Path, source: rusqlite::Error) -> Self {
         Self::Ledger {
             path: path.to_owned(),

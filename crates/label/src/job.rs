@@ -418,7 +418,7 @@ fn dialect(settings: &LabelSettings) -> Result<(Box<dyn Dialect>, Map<String, Va
         .prompt
         .as_ref()
         .ok_or_else(|| Error::Setting("prompt: a language model needs a prompt file".to_owned()))?;
-    let prompt = Prompt::read(path)?;
+    let prompt = Prompt::read(path).map_err(|error| error.of_setting("prompt"))?;
     if let Some(problem) = check::prompt_problem(teacher, &prompt) {
         return Err(Error::Setting(format!("[teacher] {problem}")));
     }

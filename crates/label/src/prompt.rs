@@ -150,6 +150,15 @@ impl Prompt {
         if let Some(expected) = expected {
             return Err(problem(expected.to_owned()));
         }
+        let alike = |(place, answer): &(usize, &String)| {
+            let before = file.answers[..*place].iter();
+            before.map(|one| one.trim()).any(|one| one == answer.trim())
+        };
+        if let Some((_, answer)) = file.answers.iter().enumerate().find(alike) {
+            return Err(problem(format!(
+                "`answers` has {answer:?} twice: what the teacher says must be one grade"
+            )));
+        }
         let rationale =
             Rationale::asked(file.rationale, file.rationale_tokens, kind).map_err(problem)?;
         let wrong = |example: &Example| example.problem(kind, &file.answers, rationale);
@@ -442,6 +451,17 @@ mod tests {
                      [[examples]]\nquery = 'a'\ndocument = 'x'\nanswer = '1'\n\
                      [[examples]]\nquery = 'b'\ndocument = 'y'\nanswer = '0'";
         assert_eq!(read(apart).unwrap().known(), None);
+    }
+
+    #[test]
+    fn an_answer_that_stands_for_two_grades_is_refused() {
+        for answers in ["['0', '0']", "['0', '1', ' 0']"] {
+            let text = format!(
+                "answers = {answers}\nsystem = ''\nuser = '{{{{ query }}}} {{{{ document }}}}'"
+            );
+            let error = read(&text).err().unwrap().to_string();
+            assert!(error.contains("0\" twice"), "{error}");
+        }
     }
 
     #[test]

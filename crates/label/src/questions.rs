@@ -88,8 +88,11 @@ impl Questions {
     /// Reads the pairs, those of this part of the job, and makes the questions; which of them to
     /// ask is still to be chosen. `kill` ends the command that texts go through.
     pub(crate) fn read(settings: &LabelSettings, teacher: &Teacher, kill: &Kill) -> Result<Self> {
-        let collection = Collection::read(&settings.collection)?;
-        let mut candidates = candidates::read_of(&settings.candidates, &collection)?;
+        let collection = Collection::read(&settings.collection);
+        let collection = collection.map_err(|error| Error::from(error).of_setting("collection"))?;
+        let candidates = candidates::read_of(&settings.candidates, &collection);
+        let mut candidates =
+            candidates.map_err(|error| Error::from(error).of_setting("candidates"))?;
         if let Some(part) = &settings.part {
             let queries = part.queries(&candidates, &collection, settings, kill)?;
             candidates.retain(|candidate| queries.contains(&candidate.query_id));

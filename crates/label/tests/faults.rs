@@ -648,3 +648,53 @@ async fn what_can_be_written_is_what_the_request_says_in_the_end() {
     let thinks = format!("{anthropic}extra = {{ max_tokens = 4000 }}\n");
     assert_eq!(most(&thinks) - most(anthropic), 20 * (4000 - 8));
 }
+
+#[test]
+fn what_is_wrong_with_a_jobs_files_names_the_setting_or_the_line() {
+    let job = Job::new(20);
+    let server = Server::start(|seen| graded(seen.document));
+    let problem = |settings: &LabelSettings| {
+        let error = retort_label::plan(settings, false).unwrap_err();
+        error.to_string()
+    };
+    let settings = job.settings(&server, "");
+    let nowhere = || job.path("nowhere");
+    let mut other = settings.clone();
+    other.collection = nowhere();
+    assert!(
+        problem(&other).starts_with("collection: "),
+        "{}",
+        problem(&other)
+    );
+    let mut other = settings.clone();
+    other.candidates = nowhere();
+    assert!(
+        problem(&other).starts_with("candidates: "),
+        "{}",
+        problem(&other)
+    );
+    let mut other = settings.clone();
+    other.prompt = Some(nowhere());
+    assert!(
+        problem(&other).starts_with("prompt: "),
+        "{}",
+        problem(&other)
+    );
+    let mut other = settings.clone();
+    other.ledger = job.folder.path().to_owned();
+    assert!(
+        problem(&other).contains("is a folder, and a ledger is a file"),
+        "{}",
+        problem(&other)
+    );
+    let error = Ledger::open(job.folder.path()).err().unwrap().to_string();
+    assert!(error.contains("is a folder"), "{error}");
+    let beside = format!("{}.lock", job.folder.path().display());
+    assert!(!std::path::Path::new(&beside).exists());
+
+    let unknown = r#"{"query_id": "q0", "document_id": "d77", "source": "bm25"}"#;
+    let candidates = std::fs::read_to_string(&settings.candidates).unwrap();
+    std::fs::write(&settings.candidates, format!("\n{candidates}{unknown}\n")).unwrap();
+    let said = "candidates.jsonl:22: names the document \"d77\"";
+    assert!(problem(&settings).contains(said), "{}", problem(&settings));
+}
