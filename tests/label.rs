@@ -599,3 +599,33 @@ fn the_committed_labels_are_of_the_candidates() {
         );
     }
 }
+
+#[test]
+fn a_log_has_a_line_for_each_hundred_pairs_however_many_end_at_once_and_no_colours() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = Teacher::start(|_, body| {
+        let count = body["texts"].as_array().unwrap().len();
+        let scores: Vec<_> = (0..count)
+            .map(|index| serde_json::json!({"index": index, "score": 0.5}))
+            .collect();
+        (200, "", serde_json::json!(scores).to_string())
+    });
+    let mut command = label(folder.path(), &teacher, 250);
+    for setting in [
+        "teacher.dialect=tei",
+        "teacher.concurrency=1",
+        "teacher.documents_per_request=10",
+    ] {
+        command.args(["--set", setting]);
+    }
+    // Ten a query, five of the first: no request ends on a hundred.
+    let candidates = folder.path().join("candidates.jsonl");
+    let all = std::fs::read_to_string(&candidates).unwrap();
+    let part: String = all.split_inclusive('\n').skip(5).collect();
+    std::fs::write(&candidates, part).unwrap();
+    let said = stderr(&succeed(&mut command));
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("pair ")).collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[2].contains("pair 245/245"), "{said}");
+    assert!(!said.contains('\u{1b}'), "{said}");
+}
