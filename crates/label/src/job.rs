@@ -312,9 +312,10 @@ impl Teacher {
         let key = Secret::fetch(&teacher.api_key)?.map(Arc::new);
         let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
         if let Some(key) = &key {
-            headers.push(match teacher.dialect {
-                Wire::Anthropic => (HeaderName::from_static("x-api-key"), key.header("")?),
-                _ => (AUTHORIZATION, key.header("Bearer ")?),
+            headers.push(match (&teacher.api_key.header, teacher.dialect) {
+                (Some(name), _) => (header(name)?, key.header("")?),
+                (None, Wire::Anthropic) => (HeaderName::from_static("x-api-key"), key.header("")?),
+                (None, _) => (AUTHORIZATION, key.header("Bearer ")?),
             });
         }
         if teacher.dialect == Wire::Anthropic {
@@ -381,6 +382,14 @@ impl Teacher {
         self.recipe_digest = digest(&self.recipe);
         self
     }
+}
+
+fn header(name: &str) -> Result<HeaderName> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+        Error::Setting(format!(
+            "[teacher.api_key] header: {name:?} is no header's name, such as \"api-key\""
+        ))
+    })
 }
 
 fn digest(recipe: &Value) -> [u8; 32] {

@@ -18,6 +18,8 @@ const MOST_BYTES: usize = 8 << 20;
 /// The most that a file of replies may hold, and how long it may take.
 const MOST_BYTES_OF_A_FILE: usize = 1 << 30;
 const TIMEOUT_OF_A_FILE: Duration = Duration::from_mins(15);
+/// What an endpoint may have in its query: Azure's deployments want it of every request.
+const VERSION: &str = "api-version";
 
 /// A reply, whatever its status, without the teacher's key.
 pub(crate) struct Reply {
@@ -136,10 +138,15 @@ impl Replica {
     }
 
     fn url(&self, path: &str) -> Result<Url, NoReply> {
-        match path {
-            "" => Ok(self.base.clone()),
-            path => (self.base.join(path)).map_err(|error| NoReply::NotSent(error.to_string())),
+        if path.is_empty() {
+            return Ok(self.base.clone());
         }
+        let joined = self.base.join(path);
+        let mut url = joined.map_err(|error| NoReply::NotSent(error.to_string()))?;
+        if self.base.query().is_some() {
+            url.query_pairs_mut().extend_pairs(self.base.query_pairs());
+        }
+        Ok(url)
     }
 
     async fn send(&self, mut request: RequestBuilder, most_bytes: usize) -> Result<Reply, NoReply> {
@@ -225,10 +232,12 @@ pub(crate) fn endpoint_url(endpoint: &str) -> Result<Url, String> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err("endpoint: a key belongs into [teacher.api_key], not into the URL".to_owned());
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(
-            "endpoint: expected a URL without a query: paths are appended to it".to_owned(),
-        );
+    // It is shown and stored, so it holds nothing that could be a secret.
+    if url.query_pairs().any(|(name, _)| name != VERSION) || url.fragment().is_some() {
+        return Err(format!(
+            "endpoint: expected a URL without a query, or with `?{VERSION}=…` alone: a key belongs \
+             into [teacher.api_key]"
+        ));
     }
     Ok(url)
 }
@@ -289,9 +298,29 @@ mod tests {
     #[test]
     fn an_endpoint_is_a_plain_url() {
         assert!(endpoint_url("http://127.0.0.1:8080/v1").is_ok());
+        let azure = "https://a/openai/deployments/d?api-version=2024-10-21";
+        let replica = Replica::new(azure, Vec::new(), None, Duration::from_secs(1), 1).unwrap();
+        for (path, expected) in [
+            (
+                "chat/completions",
+                "chat/completions?api-version=2024-10-21",
+            ),
+            ("batches?limit=2", "batches?limit=2&api-version=2024-10-21"),
+        ] {
+            let url = replica.url(path).ok().unwrap();
+            assert_eq!(
+                url.as_str(),
+                format!("https://a/openai/deployments/d/{expected}")
+            );
+        }
         assert!(endpoint_url("ftp://a/v1").unwrap_err().contains("http://"));
         assert!(endpoint_url("localhost:8080").is_err());
-        for secret in ["https://u:p@a/v1", "https://a/v1?key=p", "https://a/v1#p"] {
+        for secret in [
+            "https://u:p@a/v1",
+            "https://a/v1?key=p",
+            "https://a/v1?api-version=1&key=p",
+            "https://a/v1#p",
+        ] {
             let problem = endpoint_url(secret).unwrap_err();
             assert!(!problem.contains("//"), "{problem} shows the URL");
         }

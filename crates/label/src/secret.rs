@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// Where a key comes from (`[teacher.api_key]`): one of the three.
+/// Where a key comes from (`[teacher.api_key]`): one of the first three.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeySettings {
@@ -25,6 +25,9 @@ pub struct KeySettings {
     /// A command and its arguments; the key is what it prints.
     #[serde(default)]
     pub command: Option<Vec<String>>,
+    /// The header that it goes into, as it is; without this, the one that the dialect has for it.
+    #[serde(default)]
+    pub header: Option<String>,
 }
 
 /// Where the key comes from, in words; a command's arguments are left out.
@@ -54,28 +57,14 @@ impl Secret {
     /// Fetches the key; `None` where no source is named.
     pub(crate) fn fetch(settings: &KeySettings) -> Result<Option<Self>> {
         let problem = |problem: String| Error::Setting(format!("[teacher.api_key] {problem}"));
-        let text = match settings {
-            KeySettings {
-                env: None,
-                file: None,
-                command: None,
-            } => return Ok(None),
-            KeySettings {
-                env: Some(name),
-                file: None,
-                command: None,
-            } => std::env::var(name)
+        let text = match (&settings.env, &settings.file, &settings.command) {
+            (None, None, None) => return Ok(None),
+            (Some(name), None, None) => std::env::var(name)
                 .map_err(|_| problem(format!("the environment has no variable {name}")))?,
-            KeySettings {
-                env: None,
-                file: Some(path),
-                command: None,
-            } => fs::read_to_string(path).map_err(|error| problem(error.to_string()))?,
-            KeySettings {
-                env: None,
-                file: None,
-                command: Some(command),
-            } => printed_by(command).map_err(problem)?,
+            (None, Some(path), None) => {
+                fs::read_to_string(path).map_err(|error| problem(error.to_string()))?
+            }
+            (None, None, Some(command)) => printed_by(command).map_err(problem)?,
             _ => return Err(problem("name one of env, file and command".to_owned())),
         };
         let key = Self(text.trim().to_owned());

@@ -698,3 +698,24 @@ fn what_is_wrong_with_a_jobs_files_names_the_setting_or_the_line() {
     let said = "candidates.jsonl:22: names the document \"d77\"";
     assert!(problem(&settings).contains(said), "{}", problem(&settings));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azures_deployments_get_their_version_and_the_key_in_its_header() {
+    let job = Job::new(20);
+    let server = Server::start(|seen| {
+        let head = &seen.headers;
+        let path = "POST /v1/chat/completions?api-version=2024-10-21 HTTP/1.1";
+        if head.starts_with(path) && head.contains("api-key: ab\r") && !head.contains("Bearer") {
+            graded(seen.document)
+        } else {
+            reply(401, "", head)
+        }
+    });
+    let mut settings = job.settings(&server, "[teacher.api_key]\ncommand = ['echo', 'ab']\n");
+    settings.teacher.endpoints = vec![format!("{}?api-version=2024-10-21", server.url)];
+    settings.teacher.api_key.header = Some("api-key".to_owned());
+    run(&settings).await.unwrap();
+    settings.teacher.api_key.header = Some("api key".to_owned());
+    let error = run(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("\"api key\" is no header's name"), "{error}");
+}
