@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bm25::{Bm25, Matching};
 use crate::collection::{Collection, Query};
+use crate::lines::{Lines, Rows};
 use crate::trec::Run;
 use crate::{Error, Result, jsonl};
 
@@ -284,11 +285,10 @@ pub fn read_of(path: &Path, collection: &Collection) -> Result<Vec<Candidate>> {
 }
 
 fn read_if(path: &Path, check: impl Fn(&Candidate) -> Result<()>) -> Result<Vec<Candidate>> {
-    let expected = r#"{"query_id", "document_id", "source"}, maybe "rank""#;
     let mut pairs = BTreeSet::new();
-    let mut rows: Vec<Candidate> = Vec::new();
-    for (line, row) in jsonl::read_numbered(path, expected)? {
-        let row: Candidate = row;
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for row in rows(Lines::open(path)?) {
+        let (line, row) = row?;
         if !pairs.insert((row.query_id.clone(), row.document_id.clone())) {
             let Candidate {
                 query_id,
@@ -305,15 +305,23 @@ fn read_if(path: &Path, check: impl Fn(&Candidate) -> Result<()>) -> Result<Vec<
             Error::File { path, problem } => Error::row(&path, line, problem),
             error => error,
         })?;
-        rows.push(row);
+        candidates.push(row);
     }
-    if rows.is_empty() {
+    if candidates.is_empty() {
         return Err(Error::File {
             path: path.into(),
             problem: "holds no candidates".to_owned(),
         });
     }
-    Ok(rows)
+    Ok(candidates)
+}
+
+/// The rows of a file of candidates.
+pub(crate) fn rows(lines: Lines) -> Rows<Candidate> {
+    jsonl::rows(
+        lines,
+        r#"{"query_id", "document_id", "source"}, maybe "rank""#,
+    )
 }
 
 /// Writes a file of candidates.

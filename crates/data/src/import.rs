@@ -29,8 +29,9 @@ pub use columns::Columns;
 pub use examples::Shape;
 pub use rows::Format;
 
+use crate::label_set::Manifest;
 use crate::lines::Lines;
-use crate::{Error, Result, collection, trec};
+use crate::{Error, Result, candidates, collection, trec};
 use columns::Texts;
 use rows::Opened;
 use writer::Writer;
@@ -295,6 +296,10 @@ pub enum Reader {
     Run,
     /// [`trec::triples`].
     Triples,
+    /// [`crate::candidates`].
+    Candidates,
+    /// The manifest of a label set: its shards are the rows.
+    Manifest,
 }
 
 /// Reads all rows of `bytes`, as of a file called `bytes`, and keeps none: how many there are, and
@@ -305,17 +310,25 @@ pub fn count_rows(reader: Reader, bytes: &[u8]) -> (usize, Option<Error>) {
 
 fn try_rows(reader: Reader, bytes: &[u8]) -> Result<(usize, Option<Error>)> {
     let (path, bytes) = (Path::new("bytes"), bytes.to_vec());
-    if reader == Reader::Table(Format::Parquet) {
-        return Ok(count(parquet::rows(path, bytes::Bytes::from(bytes))?));
-    }
-    let lines = Lines::new(path, Cursor::new(bytes))?;
+    let lines = |bytes| Lines::new(path, Cursor::new(bytes));
     Ok(match reader {
-        Reader::Table(format) => count(rows::rows(format, lines)),
-        Reader::Judgements => count(trec::judgements(lines)),
-        Reader::Run => count(trec::ranked(lines)),
-        Reader::Triples => count(trec::triples(lines)),
+        Reader::Table(Format::Parquet) => count(parquet::rows(path, bytes::Bytes::from(bytes))?),
+        Reader::Manifest => match serde_json::from_slice::<Manifest>(&bytes) {
+            Ok(manifest) => (manifest.shards.len(), None),
+            Err(error) => {
+                return Err(Error::File {
+                    path: path.to_owned(),
+                    problem: error.to_string(),
+                });
+            }
+        },
+        Reader::Table(format) => count(rows::rows(format, lines(bytes)?)),
+        Reader::Judgements => count(trec::judgements(lines(bytes)?)),
+        Reader::Run => count(trec::ranked(lines(bytes)?)),
+        Reader::Triples => count(trec::triples(lines(bytes)?)),
+        Reader::Candidates => count(candidates::rows(lines(bytes)?)),
         Reader::Examples(shape) => {
-            let examples = rows::rows(Format::Jsonl, lines).map(move |row| {
+            let examples = rows::rows(Format::Jsonl, lines(bytes)?).map(move |row| {
                 let (line, row) = row?;
                 let example = shape.example(row);
                 example.map_err(|problem| Error::row(path, line, problem))

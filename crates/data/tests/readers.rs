@@ -10,7 +10,7 @@ use retort_data::Error;
 use retort_data::import::{Format, Reader, Shape, count_rows};
 
 /// The fuzz targets and what they read.
-const TARGETS: [(&str, Reader); 10] = [
+const TARGETS: [(&str, Reader); 12] = [
     ("jsonl", Reader::Table(Format::Jsonl)),
     ("csv", Reader::Table(Format::Csv { delimiter: ',' })),
     ("tsv", Reader::Table(Format::Tsv)),
@@ -19,6 +19,8 @@ const TARGETS: [(&str, Reader); 10] = [
     ("judgements", Reader::Judgements),
     ("run", Reader::Run),
     ("triples", Reader::Triples),
+    ("candidates", Reader::Candidates),
+    ("manifest", Reader::Manifest),
     ("flagembedding", Reader::Examples(Shape::FlagEmbedding)),
     ("tevatron", Reader::Examples(Shape::Tevatron)),
 ];

@@ -10,11 +10,11 @@
 //! What came back is matched by the questions' keys alone: lines are missing, doubled, reordered
 //! or of something else, whatever the batch says it ended as.
 
-mod anthropic;
+pub(crate) mod anthropic;
 mod files;
-mod openai;
+pub(crate) mod openai;
 mod reconcile;
-mod remote;
+pub(crate) mod remote;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;

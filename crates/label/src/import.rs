@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use retort_data::Error as DataError;
 use retort_data::collection::{Collection, Document, Query};
@@ -185,6 +186,40 @@ impl Imported {
         })?;
         Ok(as_text(parsed))
     }
+}
+
+/// Reads a line as of a reranker's judgements: in a word, what comes of it.
+///
+/// # Errors
+/// An answer that is no label.
+pub(crate) fn try_line(line: &str) -> Result<String, String> {
+    const JOB: &str = "collection = ''\ncandidates = ''\nledger = ''\n[teacher]\nname = ''\n\
+                       model = ''\ndialect = 'tei'\nendpoints = ['http://127.0.0.1/']";
+    static TEACHER: LazyLock<Result<(LabelSettings, Teacher), String>> = LazyLock::new(|| {
+        let settings = toml::from_str(JOB).map_err(|error| error.to_string())?;
+        let teacher = Teacher::new(&settings).map_err(|error| error.to_string())?;
+        Ok((settings, teacher))
+    });
+    let (settings, teacher) = TEACHER.as_ref().map_err(Clone::clone)?;
+    let Ok(row) = serde_json::from_str::<Imported>(line) else {
+        return Ok("no-row".to_owned());
+    };
+    let at = row.at();
+    Ok(match row.ended(teacher, settings, Path::new("bytes")) {
+        Err(_) => "refused".to_owned(),
+        Ok(_) if at.is_err() => "no-time".to_owned(),
+        Ok(Err((outcome, _))) => outcome.to_string(),
+        Ok(Ok(answer)) => {
+            let scale = scale_of(&teacher.recipe);
+            let (probabilities, _) = probabilities_of(&answer, scale, Path::new("bytes"))
+                .map_err(|error| error.to_string())?;
+            let sum: f64 = probabilities.iter().sum();
+            if !probabilities.iter().all(|p| (0.0..=1.0).contains(p)) || (sum - 1.0).abs() > 1e-3 {
+                return Err(format!("{probabilities:?} is no label"));
+            }
+            "label".to_owned()
+        }
+    })
 }
 
 /// Puts entries into the ledger; returns how many of them it had no answer to.

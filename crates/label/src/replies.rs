@@ -8,6 +8,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::batch::remote::{Line, Told};
 use crate::dialect::anthropic::Anthropic;
 use crate::dialect::chat::Chat;
 use crate::dialect::generative::Generative;
@@ -15,6 +16,7 @@ use crate::dialect::rerank::{self, Rerank};
 use crate::dialect::{Dialect, Problem, Texts, refusal};
 use crate::prompt::Prompt;
 use crate::retry::Advice;
+use crate::{batch, import};
 
 /// What is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,12 @@ pub enum Reader {
     Rerank,
     /// A reply whose status, another than 200, is on the first line.
     Refusal,
+    /// A line of what comes back with a batch of OpenAI's, Azure's or of `vllm run-batch`.
+    BatchOpenAi,
+    /// A line of what comes back with a batch of Anthropic's.
+    BatchAnthropic,
+    /// A line of judgements for `labels import`, of a reranker's scores or two grades.
+    Imported,
     /// Headers, each on a line, that came on 6 November 1994, 08:49:37 GMT.
     Advice,
 }
@@ -94,7 +102,21 @@ pub fn outcome(reader: Reader, bytes: &[u8]) -> Result<String, String> {
             let status = first.trim().parse().unwrap_or(500);
             Ok(problem(&refusal(URL, status, rest)))
         }
+        Reader::BatchOpenAi => Ok(line(batch::openai::read(&text))),
+        Reader::BatchAnthropic => Ok(line(batch::anthropic::read(&text))),
+        Reader::Imported => import::try_line(&text),
         Reader::Advice => advice(&text),
+    }
+}
+
+/// What comes of a line of a batch.
+fn line(line: Option<Line>) -> String {
+    match line.map(|line| line.told) {
+        None => "stray".to_owned(),
+        Some(Told::Reply(200, _)) => "reply".to_owned(),
+        Some(Told::Reply(status, body)) => problem(&refusal(URL, status, &body.to_string())),
+        Some(Told::NotRun(_)) => "notrun".to_owned(),
+        Some(Told::Lost(_)) => "lost".to_owned(),
     }
 }
 

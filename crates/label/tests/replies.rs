@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use retort_label::replies::{Reader, outcome};
 
 /// The fuzz targets and what they read.
-const TARGETS: [(&str, Reader); 10] = [
+const TARGETS: [(&str, Reader); 13] = [
     ("reply_chat", Reader::Chat),
     ("reply_written", Reader::Written),
     ("reply_order", Reader::Order),
@@ -20,6 +20,9 @@ const TARGETS: [(&str, Reader); 10] = [
     ("reply_rerank", Reader::Rerank),
     ("reply_refusal", Reader::Refusal),
     ("reply_advice", Reader::Advice),
+    ("batch_openai", Reader::BatchOpenAi),
+    ("batch_anthropic", Reader::BatchAnthropic),
+    ("imported", Reader::Imported),
 ];
 
 #[test]
