@@ -6,7 +6,7 @@ use retort_data::collection::Collection;
 use retort_data::{candidates, label_set, settings};
 use retort_label::ledger::{Reader, writer_of};
 use retort_label::{LabelSettings, Preflight};
-use retort_model::DeviceChoice;
+use retort_model::{DeviceChoice, Precision};
 use retort_trainer::TrainSettings;
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
@@ -46,7 +46,11 @@ fn devices() -> Vec<String> {
         DeviceChoice::Cuda,
     ];
     let found = |choice| match retort_model::choose(choice) {
-        Ok((_, which)) => format!("{choice}: {which}"),
+        Ok((device, which)) => {
+            let precisions = Precision::of(&device);
+            let precisions: Vec<String> = precisions.iter().map(ToString::to_string).collect();
+            format!("{choice}: {which}; trains in {}", precisions.join(", "))
+        }
         // That a machine has no GPU is no fault.
         Err(error) => format!("{choice}: {error}"),
     };

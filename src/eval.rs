@@ -49,8 +49,10 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let settings: TrainSettings = settings::read(&arguments.config, &arguments.overrides)?;
     settings.check()?;
     let (device, which) = arguments.device.choose()?;
-    tracing::info!("device: {which}");
     let model = &settings.model;
+    tracing::info!("device: {which}, training in {}", model.precision);
+    // Before a base model is fetched.
+    settings.check_device(&device)?;
     let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
     tracing::info!("base model: {}", base.origin);
 

@@ -100,6 +100,7 @@ fn of_model(error: &ModelError) -> u8 {
         ModelError::UnknownDevice(_)
         | ModelError::DeviceNotBuilt { .. }
         | ModelError::DeviceNotFound { .. }
+        | ModelError::Precision { .. }
         | ModelError::Layers { .. } => CONFIGURATION,
         ModelError::Device(_) => TRANSIENT,
         _ => BAD_DATA,

@@ -56,8 +56,10 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         None => new_run(arguments)?,
     };
     let (device, which) = arguments.device.choose()?;
-    tracing::info!("device: {which}");
     let model = &settings.model;
+    tracing::info!("device: {which}, training in {}", model.precision);
+    // Before a base model is fetched.
+    settings.check_device(&device)?;
     let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
     tracing::info!("base model: {}", base.origin);
     tracing::info!("run: {}", folder.display());
@@ -196,6 +198,13 @@ impl Display {
                 ));
             }
             Event::Step(made) => {
+                if let (true, Some(scale)) = (made.skipped, made.loss_scale) {
+                    self.say(&format!(
+                        "step {} | skipped: with a loss scaled by {scale}, the gradient overflows; \
+                         the scale is halved",
+                        made.step
+                    ));
+                }
                 self.pairs += made.pairs;
                 self.steps += 1;
                 // The loss of one step is noisy; over some twenty steps it shows where it goes.

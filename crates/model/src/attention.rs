@@ -6,6 +6,8 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{Distribution, Tensor};
 
+use crate::config::ModelConfig;
+
 /// Added to the scores of what is not attended to. Finite, for -inf times 0 is NaN in a gradient;
 /// far below any score, so exp gives 0.
 pub(crate) const UNSEEN: f64 = -3e4;
@@ -28,15 +30,15 @@ pub(crate) fn split(projected: Tensor<3>, heads: usize) -> Tensor<4> {
 /// - mask: `[B, 1, 1, T]` or `[B, 1, R, T]`, added to the scores
 /// - output: `[B, R, D]`
 pub(crate) fn attend(
+    config: &ModelConfig,
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
     mask: Tensor<4>,
-    probability: f64,
 ) -> Tensor<3> {
     let [pairs, heads, rows, head_width] = query.dims();
-    let scores = query.matmul(key.transpose()) + mask;
-    weigh(scores, value, probability)
+    let scores = config.precision.matmul(query, key.transpose()) + mask;
+    weigh(config, scores, value)
         .swap_dims(1, 2)
         .reshape([pairs, rows, heads * head_width])
 }
@@ -47,7 +49,7 @@ pub(crate) fn attend(
 /// - scores: `[B, H, R, T]`
 /// - value: `[B, H, T, D / H]`
 /// - output: `[B, H, R, D / H]`
-fn weigh(scores: Tensor<4>, value: Tensor<4>, probability: f64) -> Tensor<4> {
+fn weigh(config: &ModelConfig, scores: Tensor<4>, value: Tensor<4>) -> Tensor<4> {
     if !scores.is_autodiff() {
         return softmax(scores, 3).matmul(value);
     }
@@ -56,7 +58,8 @@ fn weigh(scores: Tensor<4>, value: Tensor<4>, probability: f64) -> Tensor<4> {
     let highest = scores.clone().detach().max_dim(3);
     let exponentials = (scores - highest).exp();
     let sum = exponentials.clone().sum_dim(3);
-    dropout(exponentials, probability).matmul(value) / sum
+    let kept = dropout(exponentials, config.attention_probs_dropout_prob);
+    config.precision.matmul(kept, value) / sum
 }
 
 /// In training, zeroes each element with `probability` and scales up the others. The mask takes no

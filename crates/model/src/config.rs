@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::architecture::Architecture;
 use crate::config_file::ConfigFile;
 use crate::error::Result;
+use crate::precision::Precision;
 
 /// What a model's `config.json` says, as far as it changes what is computed.
 ///
@@ -48,6 +49,8 @@ pub struct ModelConfig {
     pub labels: Vec<String>,
     /// What only a ModernBERT has.
     pub modern: Option<ModernBertConfig>,
+    /// What training computes in what, which no `config.json` says.
+    pub precision: Precision,
 }
 
 /// What a ModernBERT's `config.json` says beyond that of the others.

@@ -9,6 +9,7 @@ use crate::config::{ModelConfig, ModernBertConfig};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::head::ClassificationHead;
+use crate::precision::Precision;
 
 /// What the model reads: token ids, padded to one length.
 #[derive(Debug, Clone)]
@@ -51,12 +52,19 @@ impl CrossEncoder {
         &self.config
     }
 
+    /// The same model, trained in another precision.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.config.precision = precision;
+        self
+    }
+
     /// Where the parameters are. An autodiff device for a model that can be trained.
     pub fn device(&self) -> Device {
         self.head.device()
     }
 
-    /// Relevance logits. Dropout acts only on an autodiff device.
+    /// Relevance logits. Dropout and [`Precision`] act only on an autodiff device.
     ///
     /// # Shapes
     /// - output: `[B]`

@@ -10,6 +10,8 @@ use burn::tensor::DeviceKind;
 use burn::tensor::DeviceType;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::precision::cuts_to_tf32;
 
 /// What the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,8 +101,23 @@ fn cuda() -> Result<(Device, String)> {
         });
     }
     let device = Device::cuda(0);
-    let why = format!("{} through CUDA", adapter_name(&device));
+    let products = if cuts_to_tf32(&device) {
+        ", which cuts 32-bit products to TF32"
+    } else {
+        ""
+    };
+    let why = format!("{} through CUDA{products}", adapter_name(&device));
     Ok((device, why))
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) fn is_cuda(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::cuda(0)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn is_cuda(_: &Device) -> bool {
+    false
 }
 
 #[cfg(not(feature = "cuda"))]

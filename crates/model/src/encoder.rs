@@ -99,7 +99,7 @@ impl Encoder {
         }
         let hidden = dropout(self.norm.forward(sum), config.hidden_dropout_prob);
         match &self.projection {
-            Some(projection) => projection.forward(hidden),
+            Some(projection) => config.precision.linear(projection, hidden),
             None => hidden,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::precision::Precision;
+
 /// [`std::result::Result`] with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -248,6 +250,15 @@ pub enum Error {
     DeviceNotBuilt {
         /// The device, which is also the name of the Cargo feature.
         device: &'static str,
+    },
+
+    /// The device does not compute in that.
+    #[error("this device does not train in {precision}: {hint}")]
+    Precision {
+        /// What was asked for.
+        precision: Precision,
+        /// What to choose instead.
+        hint: &'static str,
     },
 
     /// The chosen device is in this build, but not in this machine.

@@ -99,11 +99,14 @@ struct Span {
 
 impl HostBert {
     /// The parameters of a BERT with one label that is on the CPU: of such a model this computes what
-    /// [`CrossEncoder::forward`] and a backward pass through it would.
+    /// [`CrossEncoder::forward`] and a backward pass through it would. `None` of others, and of one
+    /// that is trained with fewer than 32 bits.
     pub fn of(model: &CrossEncoder) -> Option<Self> {
         let config = model.config();
         let is_bert = config.architecture == Architecture::Bert && config.labels.len() == 1;
-        if !is_bert || !is_cpu(&model.device()) {
+        let device = model.device();
+        let is_narrow = config.precision.operands().is_some() && device.is_autodiff();
+        if !is_bert || !is_cpu(&device) || is_narrow {
             return None;
         }
         let mut gathered = Gather::default();

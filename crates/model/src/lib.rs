@@ -35,6 +35,7 @@ mod parallel;
 mod parameters;
 mod post_norm;
 mod pre_norm;
+mod precision;
 mod weight_files;
 mod weights;
 
@@ -49,5 +50,6 @@ pub use host::{HostBert, HostPass};
 pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
 pub use parameters::{ParameterMapper, ParameterVisitor};
+pub use precision::Precision;
 pub use weight_files::weight_files;
 pub use weights::{Head, is_transposed};

@@ -90,24 +90,21 @@ impl Layer {
     ) -> Tensor<3> {
         let heads = config.num_attention_heads;
         let head_width = config.hidden_size / heads;
+        let linear = |linear, input| config.precision.linear(linear, input);
         // Scaling the queries is T / (D / H) times less work than scaling the scores.
-        let query = self
-            .query
-            .forward(rows.clone())
-            .div_scalar((head_width as f64).sqrt());
+        let query = linear(&self.query, rows.clone()).div_scalar((head_width as f64).sqrt());
         let query = split(query, heads);
-        let key = split(self.key.forward(hidden.clone()), heads);
-        let value = split(self.value.forward(hidden), heads);
-        let probability = config.attention_probs_dropout_prob;
-        let context = attend(query, key, value, mask.clone(), probability);
-        let attended = self.attended.forward(context);
+        let key = split(linear(&self.key, hidden.clone()), heads);
+        let value = split(linear(&self.value, hidden), heads);
+        let context = attend(config, query, key, value, mask.clone());
+        let attended = linear(&self.attended, context);
         let attended = match config.architecture {
             Architecture::DistilBert => attended,
             _ => dropout(attended, config.hidden_dropout_prob),
         };
         let rows = self.attended_norm.forward(attended + rows);
-        let inner = gelu(self.inner.forward(rows.clone()));
-        let outer = dropout(self.outer.forward(inner), config.hidden_dropout_prob);
+        let inner = gelu(linear(&self.inner, rows.clone()));
+        let outer = dropout(linear(&self.outer, inner), config.hidden_dropout_prob);
         self.outer_norm.forward(outer + rows)
     }
 }

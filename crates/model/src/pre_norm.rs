@@ -134,7 +134,8 @@ impl Layer {
             Some(norm) => norm.forward(hidden),
             None => hidden,
         };
-        let joined = self.joined.forward(normed);
+        let linear = |linear, input| config.precision.linear(linear, input);
+        let joined = linear(&self.joined, normed);
         let part = |number: usize| joined.clone().narrow(2, number * width, width);
         let query = split(part(0).narrow(1, 0, wanted), heads);
         let query = surroundings
@@ -143,18 +144,18 @@ impl Layer {
         let key = surroundings.rotate(split(part(1), heads));
         let value = split(part(2), heads);
         let mask = surroundings.mask_of(wanted);
+        let context = attend(config, query, key, value, mask);
         let probability = config.attention_probs_dropout_prob;
-        let context = attend(query, key, value, mask, probability);
-        let rows = rows + dropout(self.attended.forward(context), probability);
+        let rows = rows + dropout(linear(&self.attended, context), probability);
 
-        let inner = self.inner.forward(self.inner_norm.forward(rows.clone()));
+        let inner = linear(&self.inner, self.inner_norm.forward(rows.clone()));
         let half = config.intermediate_size;
         let (activated, gate) = (
             gelu(inner.clone().narrow(2, 0, half)),
             inner.narrow(2, half, half),
         );
         let gated = dropout(activated * gate, config.hidden_dropout_prob);
-        rows + self.outer.forward(gated)
+        rows + linear(&self.outer, gated)
     }
 }
 

@@ -53,6 +53,10 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// The gradient's norm before clipping.
     pub gradient_norm: f64,
+    /// What the loss was multiplied with before the way back, where half precision takes that.
+    pub loss_scale: Option<f64>,
+    /// Whether the gradient overflowed, so that nothing was updated and the scale is halved.
+    pub skipped: bool,
     /// Pairs in the step.
     pub pairs: usize,
     /// How long the step took.

@@ -11,6 +11,8 @@ use crate::vectors::{add, from_host, sum_of_squares};
 /// Gradients by Hugging Face name, flattened, without autodiff.
 pub struct NamedGradients {
     pub(crate) by_name: BTreeMap<String, Tensor<1>>,
+    /// How many times as large as the loss's they are.
+    pub(crate) scale: f64,
 }
 
 impl NamedGradients {
@@ -23,7 +25,15 @@ impl NamedGradients {
         model.visit_parameters(&mut collect);
         Self {
             by_name: collect.by_name,
+            scale: 1.0,
         }
+    }
+
+    /// The same, of a loss that was multiplied by `scale` before the way back: all gradients that are
+    /// added have to have one.
+    #[must_use]
+    pub fn scaled_by(self, scale: f64) -> Self {
+        Self { scale, ..self }
     }
 
     /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
@@ -32,6 +42,7 @@ impl NamedGradients {
         let tensor = |(name, values)| (name, from_host(values, device));
         Self {
             by_name: gradients.into_iter().map(tensor).collect(),
+            scale: 1.0,
         }
     }
 
@@ -48,14 +59,11 @@ impl NamedGradients {
         self
     }
 
-    /// The norm over all parameters together.
+    /// The norm of the loss's own gradients, over all parameters together.
     pub(crate) fn norm(&self) -> f64 {
         // Summed in the order of names, so that the same gradients give the same norm.
-        self.by_name
-            .values()
-            .map(sum_of_squares)
-            .sum::<f64>()
-            .sqrt()
+        let squares = self.by_name.values().map(sum_of_squares);
+        squares.sum::<f64>().sqrt() / self.scale
     }
 }
 

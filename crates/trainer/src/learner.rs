@@ -1,4 +1,5 @@
-//! What training changes: a student, its optimiser, and the moving average of its weights.
+//! What training changes: a student, its optimiser, the moving average of its weights, and the scale
+//! of its loss.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +9,9 @@ use burn::tensor::{Device, Tensor};
 use retort_model::{CrossEncoder, Head, ParameterMapper, ParameterVisitor};
 
 use crate::Result;
+use crate::checkpoint::{read_json, to_json};
 use crate::gradients::NamedGradients;
+use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
 use crate::settings::TrainSettings;
 use crate::vectors::{blend, replace};
@@ -18,6 +21,8 @@ pub(crate) struct Learner {
     student: CrossEncoder,
     optimizer: AdamW,
     average: Option<Average>,
+    /// Where half precision takes one.
+    scale: Option<LossScale>,
 }
 
 /// The moving average of a student's weights.
@@ -31,16 +36,21 @@ const MODEL: &str = "model.safetensors";
 /// The student, where the model is the average.
 const UNAVERAGED: &str = "unaveraged.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Where the loss is scaled.
+const SCALE: &str = "loss_scale.json";
 
 /// The files of a checkpoint that only training reads.
-pub(crate) const FOR_TRAINING: [&str; 2] = [UNAVERAGED, OPTIMIZER];
+pub(crate) const FOR_TRAINING: [&str; 3] = [UNAVERAGED, OPTIMIZER, SCALE];
 
 impl Learner {
     /// One that has learnt nothing yet.
     pub(crate) fn new(student: CrossEncoder, settings: &TrainSettings) -> Self {
+        let precision = settings.model.precision;
+        let student = student.with_precision(precision);
         Self {
             average: Average::of(&student, settings),
             optimizer: AdamW::new(&settings.optimizer),
+            scale: LossScale::of(precision),
             student,
         }
     }
@@ -55,12 +65,19 @@ impl Learner {
         self.average.as_ref().map_or(&self.student, |a| &a.model)
     }
 
-    /// One update, and the gradients' norm; where that is not finite, nothing was updated.
+    /// What the loss is multiplied with before the way back, where it is.
+    pub(crate) fn loss_scale(&self) -> Option<LossScale> {
+        self.scale
+    }
+
+    /// One update, and the gradients' norm; where that is not finite, nothing was updated but the scale
+    /// of the loss.
     pub(crate) fn update(self, gradients: NamedGradients, learning_rate: f64) -> (Self, f64) {
         let Self {
             student,
             mut optimizer,
             average,
+            scale,
         } = self;
         let (student, norm) = optimizer.step(student, gradients, learning_rate);
         let average = average.map(|average| {
@@ -74,15 +91,28 @@ impl Learner {
             student,
             optimizer,
             average,
+            scale: scale.map(|scale| scale.after(norm.is_finite())),
         };
         (updated, norm)
     }
 
-    /// Writes weights and moments into a folder.
+    /// With another scale, which the next steps go on from.
+    #[cfg(test)]
+    pub(crate) fn with_loss_scale(self, scale: LossScale) -> Self {
+        Self {
+            scale: Some(scale),
+            ..self
+        }
+    }
+
+    /// Writes weights, moments and the scale of the loss into a folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
         self.model().save(&folder.join(MODEL))?;
         if self.average.is_some() {
             self.student.save(&folder.join(UNAVERAGED))?;
+        }
+        if let Some(scale) = &self.scale {
+            retort_files::write_atomic(&folder.join(SCALE), &to_json(scale))?;
         }
         self.optimizer.save(&folder.join(OPTIMIZER))
     }
@@ -90,7 +120,9 @@ impl Learner {
     /// Reads what [`Learner::save`] wrote, onto a device with autodiff.
     pub(crate) fn load(folder: &Path, settings: &TrainSettings, device: &Device) -> Result<Self> {
         let dropout = Some(settings.model.dropout);
+        let precision = settings.model.precision;
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
+        let model = model.with_precision(precision);
         let average = Average::of(&model, settings);
         let unaveraged = folder.join(UNAVERAGED);
         let student = if unaveraged.exists() {
@@ -101,10 +133,17 @@ impl Learner {
         let plain = device.clone().without_autodiff();
         let file = folder.join(OPTIMIZER);
         let optimizer = AdamW::load(&settings.optimizer, &file, &student, &plain)?;
+        let scale = folder.join(SCALE);
+        // A run may go on in another precision than it began with.
+        let scale = match LossScale::of(precision) {
+            Some(_) if scale.exists() => Some(read_json(&scale)?),
+            first => first,
+        };
         Ok(Self {
             student,
             optimizer,
             average,
+            scale,
         })
     }
 }
@@ -236,6 +275,53 @@ mod tests {
             let (one, other) = (updated(learner), updated(read));
             assert!(weights(one.student()) == weights(other.student()));
             assert!(weights(one.model()) == weights(other.model()));
+        }
+    }
+
+    #[test]
+    fn the_scale_of_gradients_changes_nothing() {
+        let settings = settings(&[]);
+        let update = |factor: f32| {
+            let learner = new(&settings);
+            let gradients = weights(learner.student()).into_iter();
+            let scaled = |(name, values): (String, Vec<f32>)| {
+                (
+                    name,
+                    values.into_iter().map(|value| value * factor).collect(),
+                )
+            };
+            let gradients =
+                NamedGradients::of_host(gradients.map(scaled).collect(), &Device::flex());
+            let (learner, norm) = learner.update(gradients.scaled_by(factor.into()), 1e-2);
+            (weights(learner.student()), norm)
+        };
+        assert!(update(1.0) == update(65_536.0));
+    }
+
+    #[test]
+    fn the_scale_of_the_loss_is_kept_where_it_is_needed() {
+        let (full, half) = (settings(&[]), settings(&["model.precision=f16"]));
+        let device = Device::flex().autodiff();
+        let first = LossScale::of(half.model.precision);
+        for (before, after) in [
+            (&half, &half),
+            (&half, &full),
+            (&full, &half),
+            (&full, &full),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = "config.json";
+            fs_err::copy(golden().join(config), folder.path().join(config)).unwrap();
+            let learner = updated(updated(new(before)));
+            learner.save(folder.path()).unwrap();
+            let read = Learner::load(folder.path(), after, &device).unwrap();
+            let expected = match (before == &half, after == &half) {
+                (true, true) => first.map(|scale| scale.after(true).after(true)),
+                (false, true) => first,
+                (_, false) => None,
+            };
+            assert_eq!(read.loss_scale(), expected);
+            assert_eq!(folder.path().join(SCALE).exists(), before == &half);
         }
     }
 

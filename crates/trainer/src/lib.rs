@@ -7,8 +7,9 @@
 //! inputs.json       digests of what the run was made from
 //! metrics.jsonl     one line a step, one a dev evaluation
 //! events.out.…      the same for TensorBoard, if that is asked for
-//! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state, and the
-//!                   weights that training goes on from where the model is their average
+//! steps/000150/     a checkpoint: a Hugging Face model folder, the optimiser, the state, the weights
+//!                   that training goes on from where the model is their average, and in f16 the
+//!                   scale of the loss
 //! verdict.json      what the student is worth on the test queries
 //! ```
 //!
@@ -26,6 +27,7 @@ mod gradients;
 mod inputs;
 mod learner;
 pub mod loss;
+mod loss_scale;
 mod material;
 mod metrics;
 mod optimizer;

@@ -60,7 +60,8 @@ impl AdamW {
             constants: Constants {
                 learning_rate,
                 // As torch.nn.utils.clip_grad_norm_ does it.
-                gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0),
+                gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0)
+                    / gradients.scale,
                 beta1,
                 beta2,
                 mean_correction: 1.0 - beta1.powi(self.steps),

@@ -206,6 +206,8 @@ mod tests {
             teacher_spread: 1.5,
             learning_rate: 1e-4 * (step as f64 / 20.0).min(1.0),
             gradient_norm: 1.0,
+            loss_scale: None,
+            skipped: false,
             pairs: 40,
             seconds: 1.0,
             padding: 0.1,

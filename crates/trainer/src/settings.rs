@@ -1,6 +1,7 @@
 use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
 
+use retort_model::{Device, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::loss::LOSSES;
@@ -118,6 +119,9 @@ pub struct ModelSettings {
     pub head: HeadChoice,
     /// Of hidden states and attention, while training.
     pub dropout: f64,
+    /// What training computes in what.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// Where the student's head comes from.
@@ -487,6 +491,18 @@ impl TrainSettings {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a device that can't be trained on like this, before anything is read or written.
+    ///
+    /// # Errors
+    /// The setting, and what to set instead.
+    pub fn check_device(&self, device: &Device) -> Result<()> {
+        let refused = |error: retort_model::Error| Error::Setting {
+            key: "model.precision",
+            problem: error.to_string(),
+        };
+        self.model.precision.check(device).map_err(refused)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::event::StepReport;
 use crate::gradients::NamedGradients;
 use crate::learner::Learner;
 use crate::loss::{self, Judged};
+use crate::loss_scale::LossScale;
 use crate::settings::TrainSettings;
 use crate::{Error, Result};
 
@@ -44,13 +45,15 @@ impl StepContext<'_> {
             computed_tokens,
             gradients,
         } = self
-            .gradients(learner.student(), step, &whole, device)?
+            .gradients(&learner, step, &whole, device)?
             .ok_or_else(|| self.not_finite("loss", f64::NAN, step))?;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
+        let scale = learner.loss_scale();
         let (learner, norm) = learner.update(gradients, learning_rate);
-        if !norm.is_finite() {
+        let skipped = !norm.is_finite();
+        if skipped && !learner.loss_scale().is_some_and(LossScale::helps) {
             return Err(self.not_finite("gradient norm", norm, step));
         }
         let tokens: usize = whole.lengths().iter().sum();
@@ -64,6 +67,8 @@ impl StepContext<'_> {
             teacher_spread: whole.judged.spread(&whole.judged.logits()),
             learning_rate,
             gradient_norm: norm,
+            loss_scale: scale.map(LossScale::factor),
+            skipped,
             pairs: whole.pairs.len(),
             seconds: started.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
@@ -74,14 +79,14 @@ impl StepContext<'_> {
     /// The loss and its gradients; `None` of a step without documents.
     fn gradients(
         &self,
-        student: &CrossEncoder,
+        learner: &Learner,
         step: &Step,
         whole: &Documents,
         device: &Device,
     ) -> Result<Option<Part>> {
-        match HostBert::of(student) {
+        match HostBert::of(learner.student()) {
             Some(host) => self.on_host(&host, step, whole, device),
-            None => self.on_device(student, step, whole, device),
+            None => self.on_device(learner, step, whole, device),
         }
     }
 
@@ -132,7 +137,7 @@ impl StepContext<'_> {
     /// Where Burn computes: in shards side by side, if that pays.
     fn on_device(
         &self,
-        student: &CrossEncoder,
+        learner: &Learner,
         step: &Step,
         whole: &Documents,
         device: &Device,
@@ -144,17 +149,25 @@ impl StepContext<'_> {
         } else {
             retort_model::parallelism(device)
         };
+        let student = learner.student();
+        let scale = learner.loss_scale().map_or(1.0, LossScale::factor);
         let parts = step.parts(self.settings.schedule.queries_per_step, threads);
         sum(parts.into_iter().flat_map(|shards| {
             let shards: Vec<Documents> = shards.into_iter().map(|s| whole.part(s)).collect();
             retort_model::parallel_map(&shards, threads, |shard| {
-                self.backward(&student.fork(), shard, device)
+                self.backward(&student.fork(), scale, shard, device)
             })
         }))
     }
 
     /// Forward in passes over pairs of like length, the shard's part of the loss, and backward.
-    fn backward(&self, student: &CrossEncoder, shard: &Documents, device: &Device) -> Result<Part> {
+    fn backward(
+        &self,
+        student: &CrossEncoder,
+        scale: f64,
+        shard: &Documents,
+        device: &Device,
+    ) -> Result<Part> {
         let passes = length_buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
         let mut scores = Vec::new();
@@ -170,7 +183,8 @@ impl StepContext<'_> {
         let scores = Tensor::cat(scores, 0);
         let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
         let value = number(loss.clone())?;
-        let gradients = NamedGradients::of(student, &loss.backward());
+        let gradients = loss.mul_scalar(scale).backward();
+        let gradients = NamedGradients::of(student, &gradients).scaled_by(scale);
         let mut in_order = vec![0.0; shard.pairs.len()];
         for (place, score) in places().zip(numbers(scores)?) {
             in_order[place] = score;
@@ -298,10 +312,10 @@ fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use burn::module::Param;
-    use retort_model::{Head, PairTokenizer, ParameterMapper};
+    use retort_model::{Head, PairTokenizer, ParameterMapper, ParameterVisitor};
 
     use super::*;
     use crate::batches::Epoch;
@@ -366,46 +380,144 @@ mod tests {
             steps: 1,
         };
         let whole = Documents::of(&step);
-        let part = context.gradients(student, &step, &whole, &student.device());
+        let learner = Learner::new(student.clone(), &settings);
+        let part = context.gradients(&learner, &step, &whole, &student.device());
         part.unwrap().unwrap()
     }
 
     #[test]
     fn a_loss_that_is_not_finite_stops_before_the_update_and_names_its_queries() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert");
-        let device = Device::flex().autodiff();
-        let head = Head::New { seed: 1 };
-        let student = CrossEncoder::load(&folder, head, Some(0.0), &device).unwrap();
-        let student = student.map_parameters(&mut Poison);
-        let settings = settings(["schedule.queries_per_step=3", "seed=7"]);
-        let dataset = dataset(&folder, 3);
-        let context = StepContext {
-            settings: &settings,
-            number: 12,
-            steps: 20,
-        };
-        let step = first_step(&dataset, &settings);
-        let learner = Learner::new(student, &settings);
-        let error = context.make(learner, &step, 1e-3, &device).err().unwrap();
-        let Error::NotFinite {
-            step: 12,
-            what: "loss",
-            queries,
-            ..
-        } = &error
-        else {
-            panic!("{error}");
-        };
-        let mut queries: Vec<&str> = queries.split(' ').collect();
-        queries.sort_unstable();
-        assert_eq!(queries, ["0", "1", "2"]);
-        assert!(error.to_string().contains("nothing was updated"), "{error}");
+        for precision in ["f32", "bf16", "f16"] {
+            // As large as numbers of 32 bits go, and then some.
+            let mut steps = Steps::of(precision, 1e38);
+            let learner = steps.learner();
+            let error = steps.make(learner).err().unwrap();
+            steps.assert_stopped("loss", &error);
+        }
     }
 
-    /// Lets logits be as large as numbers of 32 bits go, and then some.
-    struct Poison;
+    #[test]
+    fn a_gradient_that_overflows_halves_the_scale_and_is_skipped() {
+        let mut steps = Steps::of("f16", 1.0);
+        let planted = 2.0_f64.powi(40);
+        let scale = LossScale::begin_with(planted);
+        let mut learner = steps.learner().with_loss_scale(scale);
+        let mut made = Vec::new();
+        for _ in 0..100 {
+            let report;
+            (learner, report) = steps.make(learner).unwrap();
+            made.push(report);
+        }
+        let skipped = made.iter().filter(|made| made.skipped).count();
+        assert!(skipped > 10 && skipped < 50, "{skipped}");
+        for (number, pair) in made.windows(2).enumerate() {
+            let [before, after] = pair else { continue };
+            assert_eq!(before.skipped, number < skipped);
+            assert_eq!(before.skipped, !before.gradient_norm.is_finite());
+            let share = if before.skipped { 0.5 } else { 1.0 };
+            assert_eq!(after.loss_scale, before.loss_scale.map(|s| s * share));
+            // The same queries each time: where nothing was updated, they cost the same again.
+            assert_eq!(before.skipped, before.loss.total_cmp(&after.loss).is_eq());
+        }
+        let [first, .., last] = &made[..] else {
+            panic!("no steps");
+        };
+        assert!(last.loss < 0.5 * first.loss, "{} {}", first.loss, last.loss);
+        let mut finite = AllFinite(true);
+        learner.student().visit_parameters(&mut finite);
+        assert!(finite.0);
+    }
 
-    impl ParameterMapper for Poison {
+    #[test]
+    fn an_overflow_that_no_scale_prevents_stops_and_names_its_queries() {
+        // Slopes of some 1e10 at the classifier, which half precision has no number for.
+        let mut steps = Steps::of("f16", 1e5);
+        let mut learner = steps.learner().with_loss_scale(LossScale::begin_with(4.0));
+        for _ in 0..2 {
+            let report;
+            (learner, report) = steps.make(learner).unwrap();
+            assert!(report.skipped && report.loss.is_finite());
+        }
+        // At a scale of 1.
+        let error = steps.make(learner).err().unwrap();
+        steps.assert_stopped("gradient norm", &error);
+    }
+
+    /// Steps of the same three queries.
+    struct Steps {
+        settings: TrainSettings,
+        step: Step,
+        number: usize,
+        factor: f64,
+    }
+
+    impl Steps {
+        /// Of a student whose classifier is `factor²` times as large as it should be.
+        fn of(precision: &str, factor: f64) -> Self {
+            let precision = format!("model.precision={precision}");
+            let settings = settings(["schedule.queries_per_step=3", &precision]);
+            let dataset = dataset(&golden(), 3);
+            Self {
+                step: first_step(&dataset, &settings),
+                settings,
+                number: 11,
+                factor,
+            }
+        }
+
+        fn learner(&self) -> Learner {
+            let device = Device::flex().autodiff();
+            let head = Head::New { seed: 1 };
+            let student = CrossEncoder::load(&golden(), head, Some(0.0), &device).unwrap();
+            let student = student.map_parameters(&mut Enlarge(self.factor));
+            Learner::new(student, &self.settings)
+        }
+
+        fn make(&mut self, learner: Learner) -> Result<(Learner, StepReport)> {
+            self.number += 1;
+            let context = StepContext {
+                settings: &self.settings,
+                number: self.number,
+                steps: 200,
+            };
+            context.make(learner, &self.step, 1e-3, &Device::flex().autodiff())
+        }
+
+        fn assert_stopped(&self, by: &str, error: &Error) {
+            let Error::NotFinite {
+                step,
+                what,
+                queries,
+                ..
+            } = error
+            else {
+                panic!("{error}");
+            };
+            assert_eq!((*step, *what), (self.number, by));
+            let mut queries: Vec<&str> = queries.split(' ').collect();
+            queries.sort_unstable();
+            assert_eq!(queries, ["0", "1", "2"]);
+            assert!(error.to_string().contains("nothing was updated"), "{error}");
+        }
+    }
+
+    fn golden() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert")
+    }
+
+    struct AllFinite(bool);
+
+    impl ParameterVisitor for AllFinite {
+        fn visit<const N: usize>(&mut self, _: &str, parameter: &Param<Tensor<N>>) {
+            let values: Vec<f32> = parameter.val().try_into_vec_as().unwrap();
+            self.0 &= values.iter().all(|value| value.is_finite());
+        }
+    }
+
+    /// Multiplies the classifier's weights twice.
+    struct Enlarge(f64);
+
+    impl ParameterMapper for Enlarge {
         fn map<const N: usize>(
             &mut self,
             name: &str,
@@ -413,7 +525,7 @@ mod tests {
         ) -> Param<Tensor<N>> {
             if name == "classifier.weight" {
                 replace(parameter, |weights| {
-                    weights.mul_scalar(1e38).mul_scalar(1e38)
+                    weights.mul_scalar(self.0).mul_scalar(self.0)
                 })
             } else {
                 parameter

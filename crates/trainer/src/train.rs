@@ -103,6 +103,7 @@ pub(crate) struct Fitted {
 pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
     report(Event::Stage("reading"));
     run.settings.check()?;
+    run.settings.check_device(run.device)?;
     let inputs = Inputs::read(run)?;
     let material = Material::read(run)?;
     for warning in material.warnings(run.settings) {
@@ -244,7 +245,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
         let factor = learning_rate_factor(step, steps, &settings.schedule);
         let learning_rate = settings.optimizer.learning_rate * factor;
         let (learner, made) = context.make(learner, groups, learning_rate, self.device)?;
-        self.metrics.append(&json!({
+        let mut line = json!({
             "step": made.step,
             "loss": made.loss,
             "constant_loss": made.constant_loss,
@@ -255,7 +256,14 @@ impl<R: FnMut(Event)> Course<'_, R> {
             "gradient_norm": made.gradient_norm,
             "pairs": made.pairs,
             "seconds": made.seconds,
-        }))?;
+        });
+        if let Some(scale) = made.loss_scale {
+            line["loss_scale"] = json!(scale);
+        }
+        if made.skipped {
+            line["skipped"] = json!(true);
+        }
+        self.metrics.append(&line)?;
         (self.report)(Event::Step(made));
         for warning in self.sentinels.step(&made, resident_bytes()) {
             (self.report)(Event::Warning(&warning));

@@ -1,5 +1,5 @@
 //! The loss, every gradient of it, and AdamW, of every architecture against what PyTorch computed
-//! (`tests/golden/{bert,family}/make.py`); and all of it on a GPU.
+//! (`tests/golden/{bert,family}/make.py`); and all of it on a GPU. Fewer bits against 32.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
@@ -11,7 +11,7 @@ use burn::tensor::{Device, Gradients, Tensor};
 use fs_err as fs;
 use retort_model::{
     Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer, ParameterVisitor,
-    choose, is_transposed,
+    Precision, choose, is_transposed,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -166,6 +166,56 @@ impl Golden {
         worst
     }
 
+    /// The losses of 200 updates, at a rate at which they learn the pairs almost by heart.
+    fn losses(&self, device: &Device, precision: Precision) -> Vec<f64> {
+        let mut model = self.student(device).with_precision(precision);
+        let batch = self.batch(device);
+        let settings: OptimizerSettings = toml::from_str("learning_rate = 1e-4").unwrap();
+        let mut optimizer = AdamW::new(&settings);
+        let mut scale = if precision.scales_loss() {
+            65_536.0
+        } else {
+            1.0
+        };
+        let mut losses = Vec::new();
+        while losses.len() < 200 {
+            let loss = self.loss(&model.forward(&batch));
+            let gradients = loss.clone().mul_scalar(scale).backward();
+            let gradients = NamedGradients::of(&model, &gradients).scaled_by(scale);
+            let norm;
+            (model, norm) = optimizer.step(model, gradients, 1e-4);
+            if norm.is_finite() {
+                losses.push(value(loss).into());
+            } else {
+                scale /= 2.0;
+                assert!(scale >= 1.0, "gradients overflow at any scale");
+            }
+        }
+        losses
+    }
+
+    /// That losses in all precisions of a device, in the mean over each 20 steps, are within 2 % of
+    /// those in 32 bits. Gives back the precisions.
+    fn check_precisions(&self, device: &Device) -> Vec<Precision> {
+        let training = device.clone().autodiff();
+        let of_all = self.losses(&training, Precision::F32);
+        assert!(of_all[199] < 0.2 * of_all[0], "nothing was learnt");
+        let precisions = Precision::of(device);
+        for precision in &precisions {
+            let losses = self.losses(&training, *precision);
+            let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+            let mut worst = 0.0_f64;
+            for (few, all) in losses.windows(20).zip(of_all.windows(20)) {
+                worst = worst.max((mean(few) / mean(all) - 1.0).abs());
+            }
+            println!("{precision}: off by up to {worst:.1e}");
+            assert!(worst < 0.02, "{precision}: off by {worst:e}");
+            let is_other = losses != of_all;
+            assert_eq!(is_other, *precision != Precision::F32, "{precision}");
+        }
+        precisions
+    }
+
     /// With Burn's own backward pass.
     fn check_ten_steps_of_graphs(&self, device: &Device) -> f64 {
         let batch = self.batch(device);
@@ -250,16 +300,7 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
 /// what this takes: some three minutes of one core; six tests take eight.
 #[test]
 fn logits_gradients_and_ten_steps_match_pytorch_through_wgpu() {
-    let (device, why) = match choose(DeviceChoice::Wgpu) {
-        Ok(found) => found,
-        Err(error) => {
-            assert!(env::var_os("RETORT_REQUIRE_WGPU").is_none(), "{error}");
-            println!("skipped: {error}");
-            return;
-        }
-    };
-    println!("on {why}");
-    die_with_any_thread();
+    let Some(device) = wgpu() else { return };
     for golden in Golden::family() {
         let name = golden.name();
         let logits = golden.student(&device).forward(&golden.batch(&device));
@@ -276,6 +317,45 @@ fn logits_gradients_and_ten_steps_match_pytorch_through_wgpu() {
             golden.check_gradients(&model, gradients, "gradients_weighted.safetensors");
         let of_steps = golden.check_ten_steps_of_graphs(&device);
         println!("{name}: logits {of_logits:e}, gradients {of_gradients:e}, steps {of_steps:e}");
+    }
+}
+
+#[test]
+fn two_hundred_steps_with_fewer_bits_are_near_those_with_32() {
+    let precisions = Golden::of("bert").check_precisions(&Device::flex());
+    assert_eq!(
+        precisions,
+        [Precision::F32, Precision::Bf16, Precision::F16]
+    );
+}
+
+#[test]
+fn two_hundred_steps_with_fewer_bits_are_near_those_with_32_through_wgpu() {
+    let Some(device) = wgpu() else { return };
+    let precisions = Golden::of("bert").check_precisions(&device);
+    println!("{precisions:?}");
+    // WGSL has f16 where the adapter has it, and never bf16.
+    let error = Precision::Bf16.check(&device).unwrap_err().to_string();
+    assert!(
+        error.contains("CUDA and, slowly, the CPU have it"),
+        "{error}"
+    );
+    assert!(precisions.contains(&Precision::F32));
+}
+
+/// A device, or none where there is none and none is required.
+fn wgpu() -> Option<Device> {
+    match choose(DeviceChoice::Wgpu) {
+        Ok((device, why)) => {
+            println!("on {why}");
+            die_with_any_thread();
+            Some(device)
+        }
+        Err(error) => {
+            assert!(env::var_os("RETORT_REQUIRE_WGPU").is_none(), "{error}");
+            println!("skipped: {error}");
+            None
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use super::{Architecture, Names};
 use crate::config::ModelConfig;
 use crate::config_file::ConfigFile;
 use crate::error::Result;
+use crate::precision::Precision;
 
 pub(super) const NAMES: Names = Names {
     prefix: "bert.",
@@ -154,6 +155,7 @@ pub(super) fn read_as(
         pad_token_id,
         labels: file.labels()?,
         modern: None,
+        precision: Precision::default(),
     })
 }
 

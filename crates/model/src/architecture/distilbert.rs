@@ -7,6 +7,7 @@ use super::{Architecture, Names};
 use crate::config::ModelConfig;
 use crate::config_file::ConfigFile;
 use crate::error::Result;
+use crate::precision::Precision;
 
 pub(super) const NAMES: Names = Names {
     prefix: "distilbert.",
@@ -123,6 +124,7 @@ pub(super) fn read(file: &ConfigFile) -> Result<ModelConfig> {
         pad_token_id,
         labels: file.labels()?,
         modern: None,
+        precision: Precision::default(),
     })
 }
 

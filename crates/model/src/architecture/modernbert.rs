@@ -7,6 +7,7 @@ use super::{Architecture, Names};
 use crate::config::{ModelConfig, ModernBertConfig};
 use crate::config_file::ConfigFile;
 use crate::error::Result;
+use crate::precision::Precision;
 
 pub(super) const NAMES: Names = Names {
     prefix: "model.",
@@ -133,6 +134,7 @@ pub(super) fn read(file: &ConfigFile) -> Result<ModelConfig> {
         pad_token_id,
         labels: file.labels()?,
         modern: Some(modern(file, &fields)?),
+        precision: Precision::default(),
     })
 }
 

@@ -1,0 +1,246 @@
+//! What is computed in what.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, FloatDType, Tensor, module};
+use serde::{Deserialize, Serialize};
+
+use crate::device::is_cuda;
+use crate::error::{Error, Result};
+
+/// What training computes in what.
+///
+/// A policy is about the operands of the encoder's matrix products, where the time goes, and which
+/// way through them gradients take back. All else has 32 bits under each: parameters, gradients and
+/// what an optimiser keeps of them, sums of residuals, biases, layer norms, softmax, GELU, the layers
+/// on top of the encoder, the loss. So have scores outside of training, whatever the policy: what is
+/// evaluated is what is stored. Whether CUDA may cut products of 32-bit numbers to TF32 is one choice
+/// for all of a process; [`Precision::F32`] insists that it may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Products of 32-bit numbers.
+    #[default]
+    F32,
+    /// CUDA may cut 32-bit operands to TF32: the range of 32 bits, 10 bits of fraction.
+    Tf32,
+    /// Operands are cast to bfloat16: the range of 32 bits, 7 bits of fraction.
+    Bf16,
+    /// Operands are cast to half precision: 10 bits of fraction, but nothing above 65,504 and little
+    /// below 6e-8, so the loss has to be scaled.
+    F16,
+}
+
+impl Precision {
+    const ALL: [Self; 4] = [Self::F32, Self::Tf32, Self::Bf16, Self::F16];
+
+    /// Those that a device computes in.
+    pub fn of(device: &Device) -> Vec<Self> {
+        let computes = |one: &Self| one.check(device).is_ok();
+        Self::ALL.into_iter().filter(computes).collect()
+    }
+
+    /// Refuses a device that computes in something else.
+    ///
+    /// # Errors
+    /// With what to choose instead.
+    pub fn check(self, device: &Device) -> Result<()> {
+        let has = |dtype| device.supports_dtype(dtype);
+        let hint = match self {
+            Self::F32 if cuts_to_tf32(device) => {
+                "CUDA cuts the operands of its products to TF32 unless a file cubek.toml, here or in \
+                 a folder above, says [matmul] allow_tf32 = false: write it, or choose \"tf32\""
+            }
+            Self::Tf32 if !is_cuda(device) => "it is CUDA's alone: choose \"f32\"",
+            Self::Tf32 if !cuts_to_tf32(device) => {
+                "cubek.toml says [matmul] allow_tf32 = false: take that out, or choose \"f32\""
+            }
+            Self::Bf16 if !has(FloatDType::BF16) && has(FloatDType::F16) => {
+                "CUDA and, slowly, the CPU have it: choose \"f16\", \"f32\" or one of these devices"
+            }
+            Self::Bf16 if !has(FloatDType::BF16) => {
+                "CUDA and, slowly, the CPU have it: choose \"f32\" or one of these devices"
+            }
+            Self::F16 if !has(FloatDType::F16) => {
+                "CUDA, many GPUs through wgpu and, slowly, the CPU have it: choose \"f32\" or one of \
+                 these devices"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Precision {
+            precision: self,
+            hint,
+        })
+    }
+
+    /// Whether small gradients are lost unless the loss is multiplied by something.
+    pub fn scales_loss(self) -> bool {
+        self == Self::F16
+    }
+
+    /// What operands are cast to, where they are.
+    pub(crate) fn operands(self) -> Option<FloatDType> {
+        match self {
+            Self::F32 | Self::Tf32 => None,
+            Self::Bf16 => Some(FloatDType::BF16),
+            Self::F16 => Some(FloatDType::F16),
+        }
+    }
+
+    /// A linear map. Parameters are cast within the graph, so that they and their gradients have 32
+    /// bits; the bias is added with 32.
+    pub(crate) fn linear<const N: usize>(self, linear: &Linear, input: Tensor<N>) -> Tensor<N> {
+        let Some(narrow) = self.in_training(&input) else {
+            return linear.forward(input);
+        };
+        let weight = linear.weight.val().cast(narrow);
+        let product = module::linear(input.cast(narrow), weight, None).cast(FloatDType::F32);
+        match &linear.bias {
+            Some(bias) => product + bias.val().unsqueeze(),
+            None => product,
+        }
+    }
+
+    /// A product of matrices.
+    pub(crate) fn matmul(self, left: Tensor<4>, right: Tensor<4>) -> Tensor<4> {
+        match self.in_training(&left) {
+            None => left.matmul(right),
+            Some(narrow) => (left.cast(narrow).matmul(right.cast(narrow))).cast(FloatDType::F32),
+        }
+    }
+
+    fn in_training<const N: usize>(self, input: &Tensor<N>) -> Option<FloatDType> {
+        self.operands().filter(|_| input.is_autodiff())
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+/// Whether the device's products cut 32-bit operands to TF32: CUDA's do, where it has tensor cores,
+/// unless told otherwise.
+pub(crate) fn cuts_to_tf32(device: &Device) -> bool {
+    is_cuda(device) && std::env::current_dir().map_or(true, |folder| allows_tf32(&folder))
+}
+
+/// What Burn's kernels will find when they look for their settings. They look once, when they first
+/// multiply, in the working directory and those above it, and take the first file that they can read;
+/// there is no other way to them.
+fn allows_tf32(folder: &Path) -> bool {
+    #[derive(Deserialize)]
+    #[serde(default)]
+    struct Matmul {
+        allow_tf32: bool,
+    }
+
+    impl Default for Matmul {
+        fn default() -> Self {
+            Self { allow_tf32: true }
+        }
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Kernels {
+        matmul: Matmul,
+    }
+
+    #[derive(Deserialize)]
+    struct Burn {
+        cubek: Kernels,
+    }
+
+    let read = |folder: &Path, name: &str| fs_err::read_to_string(folder.join(name)).ok();
+    for folder in folder.ancestors() {
+        let own = ["cubek.toml", "CubeK.toml"].into_iter();
+        let own = own.filter_map(|name| toml::from_str(&read(folder, name)?).ok());
+        let shared = ["burn.toml", "Burn.toml"].into_iter();
+        let shared = shared.filter_map(|name| toml::from_str(&read(folder, name)?).ok());
+        let mut found = own.chain(shared.map(|burn: Burn| burn.cubek));
+        if let Some(Kernels { matmul }) = found.next() {
+            return matmul.allow_tf32;
+        }
+    }
+    Matmul::default().allow_tf32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_has_all_but_tf32() {
+        let device = Device::flex();
+        let expected = [Precision::F32, Precision::Bf16, Precision::F16];
+        assert_eq!(Precision::of(&device), expected);
+        assert_eq!(Precision::of(&device.autodiff()), expected);
+        let error = Precision::Tf32.check(&Device::flex()).unwrap_err();
+        let expected = "this device does not train in tf32: it is CUDA's alone: choose \"f32\"";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn names_are_those_of_settings() {
+        for precision in Precision::ALL {
+            let name = serde_json::to_value(precision).unwrap();
+            assert_eq!(name, precision.to_string());
+        }
+    }
+
+    /// As `cubek-std` 0.4.0-pre.1 looks for it.
+    #[test]
+    fn tf32_is_allowed_unless_the_nearest_file_forbids_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (above, here) = (root.path(), root.path().join("here"));
+        fs_err::create_dir(&here).unwrap();
+        assert!(allows_tf32(&here));
+        let write = |folder: &Path, name: &str, text: &str| {
+            fs_err::write(folder.join(name), text).unwrap();
+        };
+        write(above, "burn.toml", "[cubek.matmul]\nallow_tf32 = false");
+        assert!(!allows_tf32(&here));
+        // One that says nothing of these kernels is passed over, one that can't be read as well.
+        write(&here, "burn.toml", "[fusion.logger]\nlevel = \"medium\"");
+        write(&here, "cubek.toml", "[matmul]\nallow_tf32 = 3");
+        assert!(!allows_tf32(&here));
+        write(&here, "cubek.toml", "[other]\npolicy = 1");
+        assert!(allows_tf32(&here));
+        write(&here, "cubek.toml", "[matmul]\nallow_tf32 = false");
+        assert!(!allows_tf32(&here));
+    }
+
+    /// What is multiplied is rounded, and what comes out and goes back has 32 bits.
+    #[test]
+    fn products_round_their_operands_and_gradients_have_32_bits() {
+        let device = Device::flex().autodiff();
+        let weights = [[1.0 + 1.0 / 512.0, 2.0], [3.0, 1.0 / 3.0]];
+        let input = Tensor::<4>::from_floats([[[[1.0, 0.0], [0.0, 1.0]]]], &device);
+        for (precision, rounded) in [
+            (Precision::F32, [1.001_953_1, 0.333_333_34]),
+            (Precision::Bf16, [1.0, 0.333_984_38]),
+            (Precision::F16, [1.001_953_1, 0.333_251_95]),
+        ] {
+            let weights = Tensor::<4>::from_floats([[weights]], &device).require_grad();
+            let product = precision.matmul(input.clone(), weights.clone());
+            assert_eq!(product.dtype(), DType::F32);
+            let gradients = product.clone().sum().backward();
+            let product: Vec<f32> = product.try_into_vec_as().unwrap();
+            assert_eq!([product[0], product[3]], rounded, "{precision}");
+            assert_eq!(weights.grad(&gradients).unwrap().dtype(), DType::F32);
+            // Outside of training, numbers stay as they are.
+            let product = precision.matmul(input.clone().inner(), weights.inner());
+            let product: Vec<f32> = product.try_into_vec_as().unwrap();
+            assert_eq!([product[0], product[3]], [1.001_953_1, 0.333_333_34]);
+        }
+    }
+}
