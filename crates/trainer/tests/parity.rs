@@ -197,11 +197,14 @@ impl Golden {
     /// That losses in all precisions of a device, in the mean over each 20 steps, are within 2 % of
     /// those in 32 bits. Gives back the precisions.
     fn check_precisions(&self, device: &Device) -> Vec<Precision> {
+        let precisions = Precision::of(device);
+        let Some((Precision::F32, others)) = precisions.split_first() else {
+            panic!("no 32 bits: {precisions:?}");
+        };
         let training = device.clone().autodiff();
         let of_all = self.losses(&training, Precision::F32);
         assert!(of_all[199] < 0.2 * of_all[0], "nothing was learnt");
-        let precisions = Precision::of(device);
-        for precision in &precisions {
+        for precision in others {
             let losses = self.losses(&training, *precision);
             let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
             let mut worst = 0.0_f64;
@@ -209,9 +212,9 @@ impl Golden {
                 worst = worst.max((mean(few) / mean(all) - 1.0).abs());
             }
             println!("{precision}: off by up to {worst:.1e}");
-            assert!(worst < 0.02, "{precision}: off by {worst:e}");
-            let is_other = losses != of_all;
-            assert_eq!(is_other, *precision != Precision::F32, "{precision}");
+            // The order of sums alone makes some 1e-7.
+            let band = 1e-5..0.02;
+            assert!(band.contains(&worst), "{precision}: off by {worst:e}");
         }
         precisions
     }
@@ -340,7 +343,6 @@ fn two_hundred_steps_with_fewer_bits_are_near_those_with_32_through_wgpu() {
         error.contains("CUDA and, slowly, the CPU have it"),
         "{error}"
     );
-    assert!(precisions.contains(&Precision::F32));
 }
 
 /// A device, or none where there is none and none is required.
