@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::nn::Linear;
-use burn::tensor::{DType, Device, FloatDType, Tensor, module};
+use burn::tensor::{Device, FloatDType, Tensor, module};
 use serde::{Deserialize, Serialize};
 
 use crate::device::is_cuda;
@@ -176,6 +176,8 @@ fn allows_tf32(folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
 
     #[test]
