@@ -2,6 +2,7 @@
 //! (`tests/golden/{bert,family}/make.py`); and all of it on a GPU. Fewer bits against 32.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+#![allow(clippy::print_stdout, reason = "they say what they measured")]
 
 use std::path::{Path, PathBuf};
 use std::{env, panic, process, thread};
