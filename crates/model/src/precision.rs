@@ -237,12 +237,14 @@ mod tests {
             assert_eq!(product.dtype(), DType::F32);
             let gradients = product.clone().sum().backward();
             let product: Vec<f32> = product.try_into_vec_as().unwrap();
-            assert_eq!([product[0], product[3]], rounded, "{precision}");
+            let bits = |values: [f32; 2]| values.map(f32::to_bits);
+            assert_eq!(bits([product[0], product[3]]), bits(rounded), "{precision}");
             assert_eq!(weights.grad(&gradients).unwrap().dtype(), DType::F32);
             // Outside of training, numbers stay as they are.
             let product = precision.matmul(input.clone().inner(), weights.inner());
             let product: Vec<f32> = product.try_into_vec_as().unwrap();
-            assert_eq!([product[0], product[3]], [1.001_953_1, 0.333_333_34]);
+            let exact = bits([1.001_953_1, 0.333_333_34]);
+            assert_eq!(bits([product[0], product[3]]), exact);
         }
     }
 }

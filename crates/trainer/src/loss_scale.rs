@@ -61,6 +61,8 @@ impl LossScale {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "powers of two, which are exact")]
+
     use super::*;
 
     #[test]
