@@ -194,13 +194,15 @@ def train_retort(retort: str, base: Path, data: Data, loss: str, seed: int, out:
     ]
     # What Retort measures by itself is not looked at here: one query is enough.
     candidates.write_text("\n".join(rows))
+    # A loss that compares nothing takes its pairs from all queries, as theirs does.
+    group, number = (1, GROUP * GROUPS) if loss in ("bce", "mse") else (GROUP, GROUPS)
     config = out.with_suffix(".toml")
     config.write_text(
         f'name = "quality"\nseed = {seed}\n'
         f'[data]\ncollection = "{data.collection}"\nlabels = "{data.folder / "labels"}"\n'
         f'max_tokens = {MAX_TOKENS}\n[model]\ninit = "{base}"\ndropout = 0.0\n[loss]\n{terms}\n'
         f"[optimizer]\nlearning_rate = {LEARNING_RATE}\nweight_decay = {WEIGHT_DECAY}\n"
-        f"[schedule]\nepochs = 1\ndocuments_per_query = {GROUP}\nqueries_per_step = {GROUPS}\n"
+        f"[schedule]\nepochs = 1\ndocuments_per_query = {group}\nqueries_per_step = {number}\n"
         f"warmup = {WARM_UP}\ntokens_per_pass = 1024\n"
         f'[evaluation]\nsplit = "dev"\ncandidates = "{candidates}"\nevery_steps = 1000000\n'
         f'[verdict]\nsplit = "dev"\ncandidates = "{candidates}"\n'

@@ -184,6 +184,13 @@ impl LossSettings {
         }
     }
 
+    /// Whether documents of a query are compared with one another.
+    fn compares(&self) -> bool {
+        let alone = ["loss.bce", "loss.mse"];
+        let mut losses = LOSSES.iter();
+        losses.any(|(key, weight, _)| weight(self) > 0.0 && !alone.contains(key))
+    }
+
     /// A setting that is out of range, and its range.
     fn check(&self) -> Result<()> {
         for (key, weight, _) in LOSSES {
@@ -276,7 +283,8 @@ impl OptimizerSettings {
 pub struct ScheduleSettings {
     /// Passes over the judgements.
     pub epochs: usize,
-    /// Documents of one query that are compared with one another in a step.
+    /// Documents of one query that are compared with one another in a step; 1 where no loss compares,
+    /// for steps of pairs from as many queries as can be.
     pub documents_per_query: usize,
     /// How the documents of a query that has more of them are divided into groups of that size.
     #[serde(default)]
@@ -418,7 +426,7 @@ impl TrainSettings {
             (
                 "schedule.documents_per_query",
                 schedule.documents_per_query,
-                2,
+                if self.loss.compares() { 2 } else { 1 },
             ),
             (
                 "schedule.groups_per_query",
@@ -588,6 +596,14 @@ mod tests {
     }
 
     #[test]
+    fn pairs_can_be_alone_where_nothing_compares_them() {
+        let alone = "schedule.documents_per_query=1";
+        let settings = demo(&[alone, "loss={bce=1.0, mse=0.5}"]).unwrap();
+        settings.check().unwrap();
+        assert!(problem(&[alone, "loss={bce=1.0, kl=0.5}"]).contains("must be at least 2"));
+    }
+
+    #[test]
     fn settings_have_ranges() {
         for (setting, expected) in [
             (
@@ -600,6 +616,17 @@ mod tests {
             ),
             ("optimizer.ema=1.0", "optimizer.ema: is 1, must be from 0"),
             ("schedule.accumulate=0", "must be at least 1"),
+            ("schedule.documents_per_query=1", "must be at least 2"),
+            ("schedule.groups_per_query=0", "must be at least 1"),
+            ("data.share=0.0", "data.share: is 0, must be above 0 to 1"),
+            (
+                "data.also=[{labels=\"x\", share=1.5}]",
+                "data.also.share: is 1.5, must be",
+            ),
+            (
+                "data.gold={split=\"train\", guard=0.0}",
+                "data.gold.guard: is 0, must be",
+            ),
             ("evaluation.patience=0", "must be at least 1"),
             ("evaluation.keep=0", "must be at least 1"),
             ("loss.kl=-0.5", "loss.kl: is -0.5, must be from 0 to"),
