@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 /// what an optimiser keeps of them, sums of residuals, biases, layer norms, softmax, GELU, the layers
 /// on top of the encoder, the loss. So have scores outside of training, whatever the policy: what is
 /// evaluated is what is stored. Whether CUDA may cut products of 32-bit numbers to TF32 is one choice
-/// for all of a process; [`Precision::F32`] insists that it may not.
+/// for all of a process, which the device's line in the log tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Products of 32-bit numbers.
     #[default]
     F32,
-    /// CUDA may cut 32-bit operands to TF32: the range of 32 bits, 10 bits of fraction.
+    /// The same, and CUDA has to cut operands to TF32: the range of 32 bits, 10 bits of fraction.
     Tf32,
     /// Operands are cast to bfloat16: the range of 32 bits, 7 bits of fraction.
     Bf16,
@@ -49,10 +49,6 @@ impl Precision {
     pub fn check(self, device: &Device) -> Result<()> {
         let has = |dtype| device.supports_dtype(dtype);
         let hint = match self {
-            Self::F32 if cuts_to_tf32(device) => {
-                "CUDA cuts the operands of its products to TF32 unless a file cubek.toml, here or in \
-                 a folder above, says [matmul] allow_tf32 = false: write it, or choose \"tf32\""
-            }
             Self::Tf32 if !is_cuda(device) => "it is CUDA's alone: choose \"f32\"",
             Self::Tf32 if !cuts_to_tf32(device) => {
                 "cubek.toml says [matmul] allow_tf32 = false: take that out, or choose \"f32\""
