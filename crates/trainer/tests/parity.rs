@@ -298,7 +298,7 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
     println!("largest relative error: {worst:e}");
 }
 
-/// The tolerances are the CPU's. WGSL has no floats shorter than 32 bits: what is left is the order
+/// The tolerances are the CPU's. In WGSL, 32 bits are not cut to fewer: what is left is the order
 /// of sums, and division, exp and tanh that may be off by a few units in the last place. Measured on
 /// software Vulkan: logits within 2.6e-6, gradients within 4.3e-6, losses within 3.5e-6.
 ///
