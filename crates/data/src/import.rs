@@ -204,22 +204,22 @@ fn nothing(what: &str, paths: &[&PathBuf], first_bad: &[String]) -> Error {
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    let mut problem = match &shown[..] {
-        [] | [_] => format!("has no {what}"),
-        [_, others @ ..] => format!("has no {what}, nor has {}", others.join(", ")),
+    let nor = match &shown[..] {
+        [] | [_] => String::new(),
+        [_, others @ ..] => format!(", nor has {}", others.join(", ")),
     };
-    if let Some(path) = paths.iter().find(has_bare_returns) {
+    let why = paths.iter().find(has_bare_returns).map(|path| {
         let path = path.display();
-        problem += &format!("; the lines of {path} end in CR alone: write LF or CRLF");
-    }
-    for bad in first_bad {
-        problem += &format!("\n{bad}");
-    }
+        format!("; the lines of {path} end in CR alone: write LF or CRLF")
+    });
+    let bad: Vec<String> = first_bad.iter().map(|bad| format!("\n{bad}")).collect();
+    let problem = format!(
+        "has no {what}{nor}{}{}",
+        why.unwrap_or_default(),
+        bad.concat()
+    );
     Error::File {
-        path: paths
-            .first()
-            .map(|path| path.to_path_buf())
-            .unwrap_or_default(),
+        path: paths.first().copied().cloned().unwrap_or_default(),
         problem,
     }
 }

@@ -42,9 +42,10 @@ impl<T: Row> Indexed<T> {
     /// A missing file or one without rows, a malformed line (file and line), an id given twice.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut lines = Lines::open(path)?;
-        let mut unpacked = match lines.is_packed() {
-            true => Some(BufWriter::new(retort_files::scratch_file()?)),
-            false => None,
+        let mut unpacked = if lines.is_packed() {
+            Some(BufWriter::new(retort_files::scratch_file()?))
+        } else {
+            None
         };
         let mut index = Index::default();
         let mut written = 0;

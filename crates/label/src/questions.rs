@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use retort_data::candidates::{self, Candidate};
-use retort_data::collection::Collection;
+use retort_data::collection::{Collection, Document};
 use retort_data::label_set::text_digest;
 
 use crate::apart::{Kill, apart};
@@ -208,7 +208,7 @@ impl Questions {
                 Ok(self.collection.document(id, &self.source)?)
             })
             .collect::<Result<Vec<_>>>()?;
-        let full: Vec<String> = documents.iter().map(|one| one.full_text()).collect();
+        let full: Vec<String> = documents.iter().map(Document::full_text).collect();
         let shown = self.redactor.redact(&query.text, &full)?;
         let raw: Vec<&str> = shown.documents.iter().map(String::as_str).collect();
         let key = |sample| Key::new(&self.recipe, sample, &shown.query, &raw);

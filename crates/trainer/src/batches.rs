@@ -221,7 +221,7 @@ mod tests {
     fn dataset(parts: &[(&[usize], f64)]) -> Dataset {
         let example = |number: usize| Example {
             pair: Encoded {
-                input_ids: vec![number as u32],
+                input_ids: vec![narrow(number)],
                 token_type_ids: vec![0],
             },
             target: Target {

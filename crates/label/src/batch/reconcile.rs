@@ -63,6 +63,10 @@ impl Job<'_> {
         settled.sort_by(|(a, _, one), (b, _, other)| (&one.model, a).cmp(&(&other.model, b)));
 
         let mut taken = Taken::default();
+        let cannot = |problem| Error::Teacher {
+            url: self.remote.name().to_owned(),
+            problem,
+        };
         let answers = settled.iter().any(|(.., one)| one.ended.is_ok())
             || self.ledger.has_answer(self.recipe)?;
         let mut factor = 1.0_f64;
@@ -77,16 +81,9 @@ impl Job<'_> {
             let question = in_words(&posed.query_id, &posed.document_ids);
             let ended = match one.ended {
                 Ok(answer) => Ok(answer),
-                Err(Problem::Passing(problem)) => Err((Outcome::Failed, problem)),
-                Err(Problem::Unreadable(problem)) => Err((Outcome::Unparsable, problem)),
-                Err(Problem::Final(outcome, problem)) => Err((outcome, problem)),
-                // It answers others: these texts are to blame.
-                Err(Problem::Rejected(problem)) if answers => Err((Outcome::Failed, problem)),
-                Err(Problem::Rejected(problem)) => {
-                    taken.stop = taken.stop.or(Some(Error::Teacher {
-                        url: self.remote.name().to_owned(),
-                        problem: format!("{problem}; asked about {question}"),
-                    }));
+                Err(Problem::Rejected(problem)) if !answers => {
+                    let problem = format!("{problem}; asked about {question}");
+                    taken.stop = taken.stop.or(Some(cannot(problem)));
                     continue;
                 }
                 // No question of this job gets an answer, this one is not to blame.
@@ -94,6 +91,7 @@ impl Job<'_> {
                     taken.stop = taken.stop.or(Some(error));
                     continue;
                 }
+                Err(problem) => Err(end(problem)),
             };
             if let (Ok(_), Some(now)) = (&ended, &one.model) {
                 let changed = self.settings.teacher.note_model(model.as_deref(), now);
@@ -121,10 +119,8 @@ impl Job<'_> {
             }));
         }
         if let Some(problem) = ended.refused {
-            taken.stop = taken.stop.or(Some(Error::Teacher {
-                url: self.remote.name().to_owned(),
-                problem: format!("the batch {remote} was not taken: {problem}"),
-            }));
+            let problem = format!("the batch {remote} was not taken: {problem}");
+            taken.stop = taken.stop.or(Some(cannot(problem)));
         }
         records.push(Record::Overbilled {
             recipe: self.recipe,
@@ -228,6 +224,16 @@ impl Job<'_> {
             request_id,
             model,
         }
+    }
+}
+
+/// How a question ended that got no answer, where others did.
+fn end(problem: Problem) -> (Outcome, String) {
+    match problem {
+        Problem::Unreadable(problem) => (Outcome::Unparsable, problem),
+        Problem::Final(outcome, problem) => (outcome, problem),
+        Problem::Passing(problem) | Problem::Rejected(problem) => (Outcome::Failed, problem),
+        Problem::Fatal(error) => (Outcome::Failed, error.to_string()),
     }
 }
 

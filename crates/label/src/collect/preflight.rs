@@ -130,18 +130,18 @@ impl Job {
         let replicas = &self.teacher.replicas;
         let held = |replica| held(known, replica, &script, &self.settings).cloned();
         let mut passed: Vec<Option<Preflight>> = replicas.iter().map(held).collect();
-        let mut tries = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for place in (0..replicas.len()).filter(|place| passed[*place].is_none()) {
             let (job, script) = (Arc::clone(self), Arc::clone(&script));
             let mut stopped = stopped.clone();
-            tries.spawn(async move {
+            tasks.spawn(async move {
                 let replica = &job.teacher.replicas[place];
                 let tried = job.try_endpoint(replica, &script, &mut stopped).await;
                 (place, tried)
             });
         }
         let (mut gone, mut is_new) = (None, false);
-        while let Some(joined) = tries.join_next().await {
+        while let Some(joined) = tasks.join_next().await {
             let (place, tried) = joined.map_err(|error| Error::Io(std::io::Error::other(error)))?;
             match tried? {
                 Ok(preflight) => {

@@ -120,12 +120,10 @@ impl Job {
                     if has_others && reply.is_none() && matches!(next, Next::Again(_)) {
                         replica.pause(REST_OF_A_REPLICA);
                     }
-                    if let Next::Ended(outcome, problem) = &next {
-                        if !one_by_one {
-                            let without = |asked| entry(asked, Err((*outcome, problem.clone())));
-                            let entries = asked.iter().map(without).collect();
-                            records.push(self.batch(entries, None, reply));
-                        }
+                    if let (Next::Ended(outcome, problem), false) = (&next, one_by_one) {
+                        let without = |asked| entry(asked, Err((*outcome, problem.clone())));
+                        let entries = asked.iter().map(without).collect();
+                        records.push(self.batch(entries, None, reply));
                     }
                     Err(next)
                 }
