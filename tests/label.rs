@@ -491,8 +491,8 @@ fn kills_lose_nothing_and_cost_no_more_than_was_in_flight() {
     for round in 0..rounds {
         let asked_before = teacher.count();
         let mut child = label("killed.sqlite").spawn().unwrap();
-        // From before the ledger is open to well into the work; 37 and 151 share no factor.
-        let patience = Duration::from_millis(20 + (round as u64 * 37) % 151);
+        // From before the ledger is open to well into the work; 37 and 251 share no factor.
+        let patience = Duration::from_millis(20 + (round as u64 * 37) % 251);
         let started = Instant::now();
         while started.elapsed() < patience && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
