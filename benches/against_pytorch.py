@@ -30,6 +30,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from compare.labels import seal  # noqa: E402
 
 SEED = 42
 DOCUMENTS = 8  # of a query
@@ -74,29 +75,15 @@ class Retort:
         write = self.write_lines
         write("corpus.jsonl", [{"_id": f"d{n}", "text": p.document} for n, p in rows])
         write("queries.jsonl", [{"_id": f"q{n // DOCUMENTS}", "text": p.query} for n, p in rows[::DOCUMENTS]])
-        write("pairs.jsonl", [self.ids(n) | {"source": "random"} for n, _ in rows])
         write("few.jsonl", [self.ids(n) | {"source": "random"} for n in (0, 1)])
-        write(
-            "judgements.jsonl",
-            [self.ids(n) | {"probabilities": [1 - p.target, p.target]} for n, p in rows],
-        )
         write("score.jsonl", [{"query": p.query, "document": p.document} for p in pairs])
         write("one.jsonl", [{"query": pairs[0].query, "document": pairs[0].document}])
         (folder / "qrels").mkdir()
         for split in ("dev", "test"):
             gains = "query-id\tcorpus-id\tscore\nq0\td0\t1\n"
             (folder / f"qrels/{split}.tsv").write_text(gains)
-        (folder / "prompt.toml").write_text(
-            'answers = ["0", "1"]\nsystem = "s"\nuser = "{{ query }} {{ document }}"\n'
-        )
-        (folder / "label.toml").write_text(
-            f'collection = "{folder}"\ncandidates = "{folder}/pairs.jsonl"\n'
-            f'ledger = "{folder}/ledger.sqlite"\nprompt = "{folder}/prompt.toml"\n'
-            '[teacher]\nname = "made up"\nmodel = "none"\nendpoints = ["http://127.0.0.1:9/v1"]\n'
-        )
-        config = ["--config", f"{folder}/label.toml"]
-        self.run("labels", "import", f"{folder}/judgements.jsonl", *config)
-        self.run("labels", "seal", f"{folder}/ledger.sqlite", "--out", f"{folder}/labels")
+        judgements = [self.ids(n) | {"probabilities": [1 - p.target, p.target]} for n, p in rows]
+        seal(binary, folder, judgements, folder / "labels")
         (folder / "train.toml").write_text(
             f'name = "bench"\nseed = {SEED}\n'
             f'[data]\ncollection = "{folder}"\nlabels = "{folder}/labels"\nmax_tokens = {LONGEST}\n'

@@ -183,7 +183,7 @@ fn train(root: &Path, folder: &Path, limit: usize) {
         let training = &training;
         scope.spawn(move || {
             for line in said.lines().map_while(Result::ok) {
-                if line.starts_with("step ") || line.contains("training") {
+                if line.ends_with(" training") {
                     training.store(true, Ordering::Relaxed);
                 }
                 println!("{line}");

@@ -5,9 +5,9 @@ and prints their mean nDCG@10 on dev with a paired test over its queries.
                                [--losses bce ranknet lambda_loss margin_mse] [--keep DIR]
 
 BASE_DIR is a BERT in Hugging Face's layout. COLLECTION is a folder in BEIR layout with the splits train
-and dev (SciFact, say): its labels are the gold gains of train, and eight documents a query that BM25
-finds, or random ones, as irrelevant. Without it the demo's shop is used, with the LLM's labels. It needs sentence-transformers,
-datasets and accelerate.
+and dev (SciFact, say): its labels are the gold gains of train, and of each query six documents that BM25
+finds and two random ones as irrelevant. Without it the demo's shop is used, with the LLM's labels. It
+needs sentence-transformers, datasets and accelerate.
 
 The two get the same pairs of the same queries, targets, base model, dropout (none), number of pairs in
 a step, steps, learning rates, weight decay and norm of gradients. Every model, the last one of a run and
@@ -23,7 +23,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -36,6 +35,7 @@ import datasets  # noqa: E402
 import pyarrow.parquet  # noqa: E402
 import sentence_transformers  # noqa: E402
 import torch  # noqa: E402
+from labels import run, seal  # noqa: E402
 from sentence_transformers.cross_encoder import (  # noqa: E402
     CrossEncoder,
     CrossEncoderTrainer,
@@ -73,7 +73,7 @@ class Data:
         self.shares = {query: shares[query] for query in sorted(kept[:queries])}
         self.top = 1 if collection else 3
         self.gains = self.qrels("dev")
-        self.candidates = self.dev_candidates(retort) if collection else self.shop("candidates/dev.jsonl")
+        self.candidates = self.dev_candidates(retort) if collection else by_query(self.rows("candidates/dev.jsonl"))
         if not (folder / "labels").exists():
             self.seal(retort)
 
@@ -89,9 +89,6 @@ class Data:
         for query, document, gain in (line.split("\t") for line in lines[1:]):
             gains[query][document] = int(gain)
         return gains
-
-    def shop(self, name: str) -> dict[str, list[str]]:
-        return by_query(self.rows(name))
 
     def judged(self) -> dict[str, dict[str, float]]:
         """What the LLM said, as shares of its top grade."""
@@ -125,30 +122,17 @@ class Data:
 
     def seal(self, retort: str) -> None:
         """A label set of what is to be learned, for Retort."""
-        with tempfile.TemporaryDirectory() as scratch:
-            answers = [str(grade) for grade in range(self.top + 1)]
-            (Path(scratch) / "prompt.toml").write_text(
-                f'answers = {json.dumps(answers)}\nsystem = "s"\n'
-                'user = "{{ query }} {{ document }}"\n'
-            )
-            (Path(scratch) / "label.toml").write_text(
-                f'collection = "{self.collection}"\ncandidates = "{scratch}/pairs.jsonl"\n'
-                f'ledger = "{scratch}/ledger.sqlite"\nprompt = "{scratch}/prompt.toml"\n'
-                '[teacher]\nname = "a file"\nmodel = "none"\nendpoints = ["http://127.0.0.1:9/v1"]\n'
-            )
-            judgements, pairs = [], []
-            for query, documents in self.shares.items():
-                for document, share in documents.items():
-                    ids = {"query_id": query, "document_id": document}
-                    # Grades 0 and the top, of which the mean is the share.
-                    odds = [1 - share] + [0.0] * (self.top - 1) + [share]
-                    judgements.append(json.dumps(ids | {"probabilities": odds}))
-                    pairs.append(json.dumps(ids | {"source": "random"}))
-            (Path(scratch) / "pairs.jsonl").write_text("\n".join(pairs))
-            (Path(scratch) / "judgements.jsonl").write_text("\n".join(judgements))
-            config = ["--config", f"{scratch}/label.toml"]
-            run(retort, "labels", "import", f"{scratch}/judgements.jsonl", *config)
-            run(retort, "labels", "seal", f"{scratch}/ledger.sqlite", "--out", str(self.folder / "labels"))
+        judgements = [
+            # Grades 0 and the top, of which the mean is the share.
+            {
+                "query_id": query,
+                "document_id": document,
+                "probabilities": [1 - share] + [0.0] * (self.top - 1) + [share],
+            }
+            for query, documents in self.shares.items()
+            for document, share in documents.items()
+        ]
+        seal(retort, self.collection, judgements, self.folder / "labels")
 
     def ndcg(self, folder: Path) -> dict[str, float]:
         """Of each dev query, as a model ranks its candidates."""
@@ -176,12 +160,6 @@ def by_query(rows: list[dict]) -> dict[str, list[str]]:
 
 def dcg(gains: list[int]) -> float:
     return sum((2**gain - 1) / math.log2(rank + 2) for rank, gain in enumerate(gains[:DEPTH]))
-
-
-def run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: {done.stderr}")
 
 
 def train_retort(retort: str, base: Path, data: Data, loss: str, seed: int, out: Path) -> Path:

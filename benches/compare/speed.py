@@ -7,8 +7,8 @@ CrossEncoderTrainer and with a tuned PyTorch loop, in turns, and prints what eac
 The weights and the vocabulary are drawn by chance, so nothing is fetched. The lengths of pairs are those
 of real search logs: log-normal, the median about 60 tokens, none above 512. A step is so many pairs,
 eight documents a query. The tuned loop has `torch.compile`, scaled-dot-product attention, a fused AdamW
-and pairs sorted by length in blocks of 32 steps; both of PyTorch's compute in bf16 on CUDA, as Retort does. The first
-steps, which compile and tune, are not counted, but shown as the time to the first step. It needs
+and pairs sorted by length in blocks of 32 steps; both of PyTorch's compute in bf16 on CUDA, as Retort
+does. The first steps, which compile and tune, are not counted; the first is shown by itself. It needs
 sentence-transformers, datasets and accelerate.
 """
 
@@ -33,6 +33,7 @@ import sentence_transformers  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from labels import run, seal  # noqa: E402
 from sentence_transformers.cross_encoder import (  # noqa: E402
     CrossEncoder,
     CrossEncoderTrainer,
@@ -145,23 +146,12 @@ class Job:
         )
         write("corpus.jsonl", [{"_id": f"d{n}", "text": document} for n, (_, document, _) in rows])
         write("queries.jsonl", [{"_id": ids(n)["query_id"], "text": q} for n, (q, *_) in rows[::DOCUMENTS]])
-        write("pairs.jsonl", [ids(n) | {"source": "random"} for n, _ in rows])
         write("few.jsonl", [ids(n) | {"source": "random"} for n in (0, 1)])
-        write("judged.jsonl", [ids(n) | {"probabilities": [1 - t, t]} for n, (*_, t) in rows])
         (self.folder / "qrels").mkdir()
         (self.folder / "qrels/dev.tsv").write_text("q000000\td0\t1\n")
-        (self.folder / "prompt.toml").write_text(
-            'answers = ["0", "1"]\nsystem = "s"\nuser = "{{ query }} {{ document }}"\n'
-        )
         folder = self.folder
-        (folder / "label.toml").write_text(
-            f'collection = "{folder}"\ncandidates = "{folder}/pairs.jsonl"\n'
-            f'ledger = "{folder}/ledger.sqlite"\nprompt = "{folder}/prompt.toml"\n'
-            '[teacher]\nname = "made up"\nmodel = "none"\nendpoints = ["http://127.0.0.1:9/v1"]\n'
-        )
-        config = ["--config", f"{folder}/label.toml"]
-        self.run("labels", "import", f"{folder}/judged.jsonl", *config)
-        self.run("labels", "seal", f"{folder}/ledger.sqlite", "--out", f"{folder}/labels")
+        judgements = [ids(n) | {"probabilities": [1 - t, t]} for n, (*_, t) in rows]
+        seal(self.retort, folder, judgements, folder / "labels")
         (folder / "train.toml").write_text(
             f'name = "speed"\nseed = 1\n[data]\ncollection = "{folder}"\nlabels = "{folder}/labels"\n'
             f'max_tokens = {LONGEST}\n[model]\ninit = "{self.base}"\ndropout = 0.0\n'
@@ -172,16 +162,12 @@ class Job:
             f'[verdict]\nsplit = "dev"\ncandidates = "{folder}/few.jsonl"\n'
         )
 
-    def run(self, *arguments: str) -> None:
-        done = subprocess.run([self.retort, *arguments], capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"retort {' '.join(arguments)}: {done.stderr}")
-
     def by_retort(self) -> tuple[float, float]:
         """Pairs a second, and seconds to the first step."""
         self.runs += 1
         out = self.folder / f"run{self.runs}"
-        self.run("train", "--device", self.device, "--config", f"{self.folder}/train.toml", "--out", str(out))
+        config = f"{self.folder}/train.toml"
+        run(self.retort, "train", "--device", self.device, "--config", config, "--out", str(out))
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
         steps = [line for line in lines if "loss" in line]
         counted = steps[WARM_UP:]
