@@ -113,6 +113,8 @@ pub struct Shard {
 
 /// What this program writes and reads.
 pub const FORMAT: &str = "retort.labels.v1";
+/// No scale is finer.
+const HIGHEST_TOP_GRADE: usize = 1000;
 /// The manifest's name in a label set's folder.
 pub const MANIFEST: &str = "manifest.json";
 /// Rows that a shard holds at most.
@@ -208,6 +210,13 @@ pub fn open(folder: &Path) -> Result<Sealed> {
         return Err(problem(
             &path,
             format!("has the format {format}, expected {FORMAT}"),
+        ));
+    }
+    if !(1..=HIGHEST_TOP_GRADE).contains(&manifest.top_grade) {
+        let top_grade = manifest.top_grade;
+        return Err(problem(
+            &path,
+            format!("has the top grade {top_grade}, expected 1 to {HIGHEST_TOP_GRADE}"),
         ));
     }
     if manifest.shards.iter().all(|shard| shard.rows == 0) {
@@ -586,8 +595,16 @@ mod tests {
         fs::remove_file(&shard).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("part-00000"));
 
-        let outside = fs::read_to_string(path.join(MANIFEST)).unwrap();
-        let outside = outside.replace("part-00000.parquet", "../part-00000.parquet");
+        let sealed = fs::read_to_string(path.join(MANIFEST)).unwrap();
+        let endless = sealed.replace(
+            "\"top_grade\": 3",
+            &format!("\"top_grade\": {}", usize::MAX),
+        );
+        fs::write(path.join(MANIFEST), endless).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("expected 1 to 1000"), "{error}");
+
+        let outside = sealed.replace("part-00000.parquet", "../part-00000.parquet");
         fs::write(path.join(MANIFEST), outside).unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("is no file name"), "{error}");
