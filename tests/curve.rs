@@ -95,6 +95,7 @@ fn a_curve_has_a_student_a_point_beside_the_teacher_and_gets_more_points() {
     let others = ["--set", "optimizer.learning_rate=1e-4"];
     let said = fail(&mut draw(&job, "curve", &others), 65);
     assert!(said.contains("was started with something else"), "{said}");
+    assert!(said.contains("or name a new folder"), "{said}");
     let said = fail(&mut draw(&job, "curve", &["--queries", "25"]), 78);
     assert!(
         said.contains("from 1 to the label set's 24 queries"),

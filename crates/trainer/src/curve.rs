@@ -25,7 +25,7 @@ use crate::dataset::count_queries;
 use crate::evaluation::{Evaluation, Measured};
 use crate::inputs::Inputs;
 use crate::material::tokenizer;
-use crate::start::{allowed_changes, write_origin};
+use crate::start::{refuse_changes, write_origin};
 use crate::train::fit;
 use crate::{Error, Event, Result, Run, TrainSettings, checkpoint, verdict};
 
@@ -239,7 +239,7 @@ fn numbers(
 fn begin(run: &Run) -> Result<()> {
     let inputs = Inputs::read(run)?;
     if run.folder.exists() {
-        return allowed_changes(run, &inputs).map(drop);
+        return refuse_changes(run, &inputs);
     }
     retort_files::write_new_directory(run.folder, |folder| write_origin(run, &inputs, folder))
 }
@@ -308,7 +308,7 @@ impl Subject {
     fn student(&self, run: &Run, report: &mut impl FnMut(CurveEvent)) -> Result<Vec<f64>> {
         let kept = run.folder.join("ndcg.json");
         let worth = if kept.exists() {
-            allowed_changes(run, &Inputs::read(run)?)?;
+            refuse_changes(run, &Inputs::read(run)?)?;
             checkpoint::read_json(&kept)?
         } else {
             let mut training = |event: Event| report(CurveEvent::Training(event));

@@ -46,12 +46,15 @@ pub enum Error {
     },
 
     /// A run would go on with other settings or inputs than it was started with.
-    #[error("{}", changed(folder, changes))]
+    #[error("{}", changed(folder, changes, *can_be_allowed))]
     Changed {
         /// The run's folder.
         folder: PathBuf,
         /// What differs, and may not.
         changes: Vec<Change>,
+        /// Whether it may where the user says so: of a run, and not of a curve, whose students are to
+        /// differ in nothing but their labels.
+        can_be_allowed: bool,
     },
 
     /// A run's folder can't be gone on with.
@@ -64,14 +67,19 @@ pub enum Error {
     },
 }
 
-fn changed(folder: &Path, changes: &[Change]) -> String {
+fn changed(folder: &Path, changes: &[Change], can_be_allowed: bool) -> String {
     let mut text = format!("{}: was started with something else", folder.display());
-    let mut flags = String::new();
     for change in changes {
         let _ = write!(text, "\n  {change}");
-        let _ = write!(flags, " --allow-change {}", change.key);
     }
-    text + "\nput back what it was, start a new run, or go on all the same:" + &flags
+    if !can_be_allowed {
+        return text + "\nput back what it was, or name a new folder";
+    }
+    text += "\nput back what it was, start a new run, or go on all the same:";
+    for change in changes {
+        let _ = write!(text, " --allow-change {}", change.key);
+    }
+    text
 }
 
 /// The result of this crate's functions.

@@ -63,7 +63,7 @@ pub(crate) fn start(
     } else {
         let dropout = Some(run.settings.model.dropout);
         let base = CrossEncoder::load(run.base, run.head()?, dropout, device)?;
-        Learner::new(run.untrained(base)?, run.settings)
+        Learner::new(run.untrained(base)?, run.settings)?
     };
     dataset.check(learner.student())?;
     if is_new {
@@ -84,11 +84,24 @@ pub(crate) fn start(
     })
 }
 
+/// Refuses what differs from what a curve or a student of it was started with.
+pub(crate) fn refuse_changes(run: &Run, inputs: &Inputs) -> Result<()> {
+    let changes = changes(run, inputs)?;
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Changed {
+        folder: run.folder.to_owned(),
+        changes,
+        can_be_allowed: false,
+    })
+}
+
 /// What differs from what the run was started with, and may.
 ///
 /// # Errors
 /// Another difference.
-pub(crate) fn allowed_changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>> {
+fn allowed_changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>> {
     let changes = changes(run, inputs)?;
     let allowed = |change: &Change| run.allowed_changes.contains(&change.key);
     if changes.iter().all(allowed) {
@@ -97,6 +110,7 @@ pub(crate) fn allowed_changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>>
     Err(Error::Changed {
         folder: run.folder.to_owned(),
         changes: changes.into_iter().filter(|c| !allowed(c)).collect(),
+        can_be_allowed: true,
     })
 }
 
