@@ -1,8 +1,8 @@
 //! Training on a label set larger than the memory it may take: made-up labels, a small student, and a
 //! limit of the process's own data that the kernel keeps (`ulimit -d`; Linux).
 //!
-//!   cargo bench --bench memory                                       12,000,000 labels, 160 MiB
-//!   cargo bench --bench memory -- --labels 1000000 --limit 120       fewer, in less
+//!   cargo bench --bench memory                                       4,000,000 labels, 100 MiB
+//!   cargo bench --bench memory -- --labels 1000000 --limit 100       fewer
 //!
 //! It works in target/memory and leaves the label set there for another run.
 
@@ -24,7 +24,9 @@ use serde_json::json;
 
 /// Documents judged for each query.
 const PER_QUERY: usize = 20;
-const DOCUMENTS: usize = 100_000;
+const DOCUMENTS: usize = 20_000;
+/// Grades from 0 to 10, each with a probability of its own.
+const GRADES: usize = 11;
 const WORDS_PER_DOCUMENT: usize = 40;
 
 fn main() {
@@ -33,7 +35,7 @@ fn main() {
         let place = arguments.iter().position(|argument| argument == flag);
         place.map_or(default, |place| arguments[place + 1].parse().unwrap())
     };
-    let (labels, limit) = (number("--labels", 12_000_000), number("--limit", 160));
+    let (labels, limit) = (number("--labels", 4_000_000), number("--limit", 100));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join(format!("target/memory/{labels}"));
     if !folder.join("labels").exists() {
@@ -94,9 +96,7 @@ fn make(root: &Path, folder: &Path, labels: usize) {
     let label = |row: usize| {
         let query = &queries[row / PER_QUERY];
         let document = &documents[(row * 7919 + row / PER_QUERY) % DOCUMENTS];
-        let relevant: f64 = rng.random();
-        let doubtful = 0.1 * rng.random::<f64>();
-        let odds = [1.0 - relevant, doubtful, doubtful * relevant, relevant];
+        let odds: [f64; GRADES] = std::array::from_fn(|_| rng.random::<f64>().powi(4));
         let sum: f64 = odds.iter().sum();
         let probabilities = odds.map(|one| one / sum).to_vec();
         Ok(Label {
@@ -104,7 +104,7 @@ fn make(root: &Path, folder: &Path, labels: usize) {
             document_id: document.id.clone(),
             grade: label_set::expected_grade(&probabilities),
             probabilities,
-            mass: 1.0 - doubtful,
+            mass: 0.9 + 0.1 * rng.random::<f64>(),
             samples: 1,
             text: label_set::text_digest(query, document),
             at: "2026-11-27T00:00:00Z".to_owned(),
@@ -112,7 +112,7 @@ fn make(root: &Path, folder: &Path, labels: usize) {
     };
     let manifest = Manifest {
         format: FORMAT.to_owned(),
-        top_grade: 3,
+        top_grade: GRADES - 1,
         recipe: json!({"kind": "graded", "teacher": "made up"}),
         models: Vec::new(),
         preflights: Vec::new(),

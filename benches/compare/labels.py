@@ -7,11 +7,12 @@ import tempfile
 from pathlib import Path
 
 
-def run(*command: str) -> None:
-    """Ends the script with what the command said, should it fail."""
+def run(*command: str) -> str:
+    """What a command said on its way; ends the script with that, should it fail."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
+    return done.stderr
 
 
 def seal(retort: str, collection: Path, judgements: list[dict], out: Path) -> None:
