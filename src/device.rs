@@ -1,5 +1,8 @@
+use std::path::PathBuf;
+
 use clap::Args;
-use retort_model::DeviceChoice;
+use retort_model::{Device, DeviceChoice};
+use retort_trainer::TrainSettings;
 
 /// `--device`, for every command that computes.
 #[derive(Args)]
@@ -10,9 +13,28 @@ pub(crate) struct DeviceArguments {
 }
 
 impl DeviceArguments {
-    pub(crate) fn choose(&self) -> retort_model::Result<(retort_model::Device, String)> {
+    pub(crate) fn choose(&self) -> retort_model::Result<(Device, String)> {
         keep_freed_memory();
         retort_model::choose(self.device)
+    }
+
+    /// The device of a training job, and the folder of its base model.
+    pub(crate) fn for_training(
+        &self,
+        settings: &TrainSettings,
+    ) -> anyhow::Result<(Device, PathBuf)> {
+        let (device, which) = self.choose()?;
+        let model = &settings.model;
+        tracing::info!(
+            "device: {which}, training in {}, attention {}",
+            model.precision,
+            model.attention
+        );
+        // Before a base model is fetched.
+        settings.check_device(&device)?;
+        let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
+        tracing::info!("base model: {}", base.origin);
+        Ok((device, base.folder))
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -6,7 +7,7 @@ use retort_data::collection::Collection;
 use retort_data::{candidates, label_set, settings};
 use retort_label::ledger::{Reader, writer_of};
 use retort_label::{LabelSettings, Preflight};
-use retort_model::{DeviceChoice, Precision};
+use retort_model::{Attention, DeviceChoice, Precision};
 use retort_trainer::TrainSettings;
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
@@ -47,14 +48,19 @@ fn devices() -> Vec<String> {
     ];
     let found = |choice| match retort_model::choose(choice) {
         Ok((device, which)) => {
-            let precisions = Precision::of(&device);
-            let precisions: Vec<String> = precisions.iter().map(ToString::to_string).collect();
-            format!("{choice}: {which}; trains in {}", precisions.join(", "))
+            let precisions = listed(&Precision::of(&device));
+            let attentions = listed(&Attention::of(&device));
+            format!("{choice}: {which}; trains in {precisions}; attention {attentions}")
         }
         // That a machine has no GPU is no fault.
         Err(error) => format!("{choice}: {error}"),
     };
     choices.map(found).to_vec()
+}
+
+fn listed(names: &[impl ToString]) -> String {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 /// What was found, and the first thing that is wrong.
@@ -147,19 +153,18 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
     let data = &settings.data;
     let collection = Collection::read(&data.collection)?;
     let mut labels = 0;
-    for folder in data
-        .also
-        .iter()
-        .map(|also| &also.labels)
-        .chain([&data.labels])
-    {
+    let mut folders = Vec::new();
+    for (folder, _) in data.label_sets() {
         for label in label_set::open(folder)?.labels() {
             label_set::subject(&label?, &collection, folder)?;
             labels += 1;
         }
+        folders.push(folder.display().to_string());
     }
     if let Some(gold) = &data.gold {
-        collection.qrels(&gold.split)?;
+        let gains = collection.qrels(&gold.split)?;
+        labels += gains.values().map(BTreeMap::len).sum::<usize>();
+        folders.push(format!("gains of {}", gold.split));
     }
     let mut pairs = Vec::new();
     for (split, file) in [
@@ -174,7 +179,7 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
         format!(
             "{labels} judgements in {}, {} pairs to evaluate on, {} for the verdict, base model \
              {base}",
-            data.labels.display(),
+            folders.join(", "),
             pairs[0],
             pairs[1]
         ),

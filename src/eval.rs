@@ -48,20 +48,14 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let started = Instant::now();
     let settings: TrainSettings = settings::read(&arguments.config, &arguments.overrides)?;
     settings.check()?;
-    let (device, which) = arguments.device.choose()?;
-    let model = &settings.model;
-    tracing::info!("device: {which}, training in {}", model.precision);
-    // Before a base model is fetched.
-    settings.check_device(&device)?;
-    let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
-    tracing::info!("base model: {}", base.origin);
+    let (device, base) = arguments.device.for_training(&settings)?;
 
     let folder = &arguments.curve;
     let run = Run {
         settings: &settings,
         folder,
         allowed_changes: &[],
-        base: &base.folder,
+        base: &base,
         device: &device,
     };
     let wanted = CurveSettings {

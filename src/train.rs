@@ -55,20 +55,14 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }
         None => new_run(arguments)?,
     };
-    let (device, which) = arguments.device.choose()?;
-    let model = &settings.model;
-    tracing::info!("device: {which}, training in {}", model.precision);
-    // Before a base model is fetched.
-    settings.check_device(&device)?;
-    let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
-    tracing::info!("base model: {}", base.origin);
+    let (device, base) = arguments.device.for_training(&settings)?;
     tracing::info!("run: {}", folder.display());
 
     let run = Run {
         settings: &settings,
         folder: &folder,
         allowed_changes: &arguments.allowed_changes,
-        base: &base.folder,
+        base: &base,
         device: &device,
     };
     let mut display = Display::new();

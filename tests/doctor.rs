@@ -53,7 +53,7 @@ fn doctor_says_what_there_is_and_tries_the_teacher_each_time() {
     for expected in [
         "auto: ",
         "cpu: the CPU",
-        "; trains in f32, bf16, f16",
+        "; trains in f32, bf16, f16; attention decomposed\n",
         "not there yet",
         "5 would be asked of http://127.0.0.1",
         "(this machine), after 3 requests of the preflight",

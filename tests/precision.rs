@@ -87,5 +87,10 @@ fn what_a_device_does_not_compute_in_is_refused_before_anything_is_written() {
     let mut train = job.train("run");
     let said = fail(train.args(["--set", "model.precision=fp16"]), 65);
     assert!(said.contains("`f32`, `tf32`, `bf16`, `f16`"), "{said}");
+    let mut train = job.train("run");
+    let said = fail(train.args(["--set", "model.attention=fused"]), 78);
+    let expected = "model.attention: attention can't be fused here: the CPU has no such kernels: \
+                    choose \"decomposed\", or a GPU";
+    assert!(said.contains(expected), "{said}");
     assert!(!job.path("run").exists());
 }

@@ -274,6 +274,72 @@ fn label_sets_and_gold_are_learnt_from_side_by_side() {
     );
 }
 
+#[test]
+fn training_files_of_flagembedding_are_learnt_from_without_a_teacher() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let line = |size: usize| {
+        let negatives = ["hat", "belt", "shoes, blue,"].map(|what| format!("{what} {size}"));
+        let line = json!({
+            "query": format!("red shoes {size}"),
+            "pos": [format!("shoes, red, {size}")],
+            "neg": negatives,
+        });
+        format!("{line}\n")
+    };
+    let lines: String = (0..16).map(line).collect();
+    std::fs::write(path("train.jsonl"), lines).unwrap();
+    let mut import = retort();
+    import.args(["import", "flagembedding"]);
+    import.arg(path("train.jsonl"));
+    succeed(import.arg("--out").arg(path("my")));
+    let mut candidates = retort();
+    candidates.args([
+        "candidates",
+        "--split",
+        "train",
+        "--per-run",
+        "4",
+        "--depth",
+        "4",
+    ]);
+    candidates.args(["--bm25", "0", "--trigrams", "0", "--random", "0"]);
+    for (flag, name) in [
+        ("--collection", "my"),
+        ("--run", "my/runs/train.tsv"),
+        ("--out", "candidates.jsonl"),
+    ] {
+        candidates.arg(flag).arg(path(name));
+    }
+    succeed(&mut candidates);
+
+    let evaluated = format!(
+        "{{split=\"train\", candidates={:?}, every_steps=9}}",
+        path("candidates.jsonl")
+    );
+    let config = format!(
+        "name = 'gold'\nseed = 1\nevaluation = {evaluated}\n\
+         verdict = {{split=\"train\", candidates={candidates:?}}}\n\
+         data = {{collection={:?}, max_tokens=64, gold={{split=\"train\", candidates={candidates:?}}}}}\n\
+         model = {{init='tests/golden/bert', dropout=0.0}}\nloss = {{lce=1.0}}\n\
+         optimizer = {{learning_rate=1e-3}}\n\
+         schedule = {{epochs=1, documents_per_query=4, queries_per_step=4, warmup=0.1, tokens_per_pass=512}}\n",
+        path("my"),
+        candidates = path("candidates.jsonl"),
+    );
+    std::fs::write(path("gold.toml"), config).unwrap();
+    let mut train = retort();
+    train.args(["train", "--device", "cpu", "--config"]);
+    succeed(train.arg(path("gold.toml")).arg("--out").arg(path("run")));
+    let metrics = std::fs::read_to_string(path("run/metrics.jsonl")).unwrap();
+    let pairs = metrics.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        line["pairs"].as_u64().unwrap_or(0)
+    });
+    assert_eq!(pairs.sum::<u64>(), 16 * 4);
+    assert!(path("run/export/model.safetensors").exists());
+}
+
 /// In nDCG@10 of the dev queries before the first step.
 fn at_first(run: &Path) -> f64 {
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();

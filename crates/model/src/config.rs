@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::architecture::Architecture;
+use crate::attention::Attention;
 use crate::config_file::ConfigFile;
 use crate::error::Result;
 use crate::precision::Precision;
@@ -51,6 +52,8 @@ pub struct ModelConfig {
     pub modern: Option<ModernBertConfig>,
     /// What training computes in what, which no `config.json` says.
     pub precision: Precision,
+    /// How training computes attention, which none says either.
+    pub attention: Attention,
 }
 
 /// What a ModernBERT's `config.json` says beyond that of the others.

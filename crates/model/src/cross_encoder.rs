@@ -5,6 +5,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
+use crate::attention::Attention;
 use crate::config::{ModelConfig, ModernBertConfig};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
@@ -57,6 +58,16 @@ impl CrossEncoder {
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.config.precision = precision;
         self
+    }
+
+    /// The same model, trained with attention computed like this.
+    ///
+    /// # Errors
+    /// Where its device or its dropout forbids it.
+    pub fn with_attention(mut self, attention: Attention) -> Result<Self> {
+        attention.check(&self.device(), self.config.attention_probs_dropout_prob)?;
+        self.config.attention = attention;
+        Ok(self)
     }
 
     /// Where the parameters are. An autodiff device for a model that can be trained.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::attention::Attention;
 use crate::precision::Precision;
 
 /// [`std::result::Result`] with this crate's [`Error`].
@@ -257,6 +258,15 @@ pub enum Error {
     Precision {
         /// What was asked for.
         precision: Precision,
+        /// What to choose instead.
+        hint: &'static str,
+    },
+
+    /// Attention is not computed like that on the device, or with those settings.
+    #[error("attention can't be {attention} here: {hint}")]
+    Attention {
+        /// What was asked for.
+        attention: Attention,
         /// What to choose instead.
         hint: &'static str,
     },

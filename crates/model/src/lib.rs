@@ -40,6 +40,7 @@ mod weight_files;
 mod weights;
 
 pub use architecture::Architecture;
+pub use attention::Attention;
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};

@@ -153,7 +153,14 @@ pub fn curve(
     let settings = run.settings;
     settings.check()?;
     let collection = Collection::read(&settings.data.collection)?;
-    let labelled = count_queries(&label_set::open(&settings.data.labels)?)?;
+    let Some(labels) = &settings.data.labels else {
+        return Err(Error::Setting {
+            key: "data.labels",
+            problem: "is not given, and a curve is one over the queries of a label set: name one"
+                .to_owned(),
+        });
+    };
+    let labelled = count_queries(&label_set::open(labels)?)?;
     let numbers = numbers(wanted, labelled, settings)?;
     let subject = Subject::read(run, &collection)?;
     begin(run)?;

@@ -65,24 +65,20 @@ impl Dataset {
     ) -> Result<Self> {
         let (data, uncertainty) = (&settings.data, settings.loss.uncertainty);
         let mut making = Making::new(tokenizer, unseen)?;
-        let mut sets = vec![(&*data.labels, label_set::open(&data.labels)?)];
-        let mut shares = vec![data.share];
-        for also in &data.also {
-            sets.push((&*also.labels, label_set::open(&also.labels)?));
-            shares.push(also.share);
-        }
+        let mut sets = Vec::new();
         let mut parts = Vec::new();
-        for (number, (folder, sealed)) in sets.iter().enumerate() {
+        for (folder, share) in data.label_sets() {
+            let sealed = label_set::open(folder)?;
             let kept = match data.queries {
-                Some(count) if number == 0 => Some(source::drawn(sealed, count, settings.seed)?),
+                Some(count) if sets.is_empty() => {
+                    Some(source::drawn(&sealed, count, settings.seed)?)
+                }
                 _ => None,
             };
-            let judgements = source::of_labels(folder, sealed, kept, uncertainty, collection);
+            let judgements = source::of_labels(folder, &sealed, kept, uncertainty, collection);
             let queries = making.add(judgements)?;
-            parts.push(Part {
-                queries,
-                share: shares[number],
-            });
+            parts.push(Part { queries, share });
+            sets.push(sealed);
         }
         if let Some(gold) = &data.gold {
             let judgements = source::of_gold(gold, &sets, collection)?;

@@ -37,7 +37,6 @@ impl Inputs {
                 "queries",
                 collection::file(&data.collection, "queries.jsonl"),
             ),
-            ("labels", data.labels.join(label_set::MANIFEST)),
             ("dev gains", qrels(&evaluation.split)),
             ("test gains", qrels(&verdict.split)),
             ("base config", run.base.join("config.json")),
@@ -50,9 +49,12 @@ impl Inputs {
         let mut files: Vec<(String, PathBuf)> = (files.into_iter())
             .map(|(role, path)| (role.to_owned(), path))
             .collect();
-        for (place, also) in data.also.iter().enumerate() {
-            let manifest = also.labels.join(label_set::MANIFEST);
-            files.push((format!("labels {}", place + 2), manifest));
+        for (place, (labels, _)) in data.label_sets().enumerate() {
+            let role = match place {
+                0 => "labels".to_owned(),
+                _ => format!("labels {}", place + 1),
+            };
+            files.push((role, labels.join(label_set::MANIFEST)));
         }
         if let Some(gold) = &data.gold {
             files.push(("gold gains".to_owned(), qrels(&gold.split)));

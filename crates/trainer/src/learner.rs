@@ -44,15 +44,14 @@ pub(crate) const FOR_TRAINING: [&str; 3] = [UNAVERAGED, OPTIMIZER, SCALE];
 
 impl Learner {
     /// One that has learnt nothing yet.
-    pub(crate) fn new(student: CrossEncoder, settings: &TrainSettings) -> Self {
-        let precision = settings.model.precision;
-        let student = student.with_precision(precision);
-        Self {
+    pub(crate) fn new(student: CrossEncoder, settings: &TrainSettings) -> Result<Self> {
+        let student = as_set(student, settings)?;
+        Ok(Self {
             average: Average::of(&student, settings),
             optimizer: AdamW::new(&settings.optimizer),
-            scale: LossScale::of(precision),
+            scale: LossScale::of(settings.model.precision),
             student,
-        }
+        })
     }
 
     /// What gradients are taken of.
@@ -120,9 +119,8 @@ impl Learner {
     /// Reads what [`Learner::save`] wrote, onto a device with autodiff.
     pub(crate) fn load(folder: &Path, settings: &TrainSettings, device: &Device) -> Result<Self> {
         let dropout = Some(settings.model.dropout);
-        let precision = settings.model.precision;
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
-        let model = model.with_precision(precision);
+        let model = as_set(model, settings)?;
         let average = Average::of(&model, settings);
         let unaveraged = folder.join(UNAVERAGED);
         let student = if unaveraged.exists() {
@@ -135,7 +133,7 @@ impl Learner {
         let optimizer = AdamW::load(&settings.optimizer, &file, &student, &plain)?;
         let scale = folder.join(SCALE);
         // A run may go on in another precision than it began with.
-        let scale = match LossScale::of(precision) {
+        let scale = match LossScale::of(settings.model.precision) {
             Some(_) if scale.exists() => Some(read_json(&scale)?),
             first => first,
         };
@@ -146,6 +144,12 @@ impl Learner {
             scale,
         })
     }
+}
+
+/// A model that is trained as the settings have it.
+fn as_set(model: CrossEncoder, settings: &TrainSettings) -> Result<CrossEncoder> {
+    let model = model.with_precision(settings.model.precision);
+    Ok(model.with_attention(settings.model.attention)?)
 }
 
 impl Average {
@@ -212,7 +216,7 @@ mod tests {
     fn new(settings: &TrainSettings) -> Learner {
         let device = Device::flex().autodiff();
         let student = CrossEncoder::load(&golden(), Head::Required, Some(0.0), &device);
-        Learner::new(student.unwrap(), settings)
+        Learner::new(student.unwrap(), settings).unwrap()
     }
 
     /// An update by gradients that depend on the weights.

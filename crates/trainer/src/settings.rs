@@ -1,7 +1,7 @@
 use std::ops::{Bound, RangeBounds};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use retort_model::{Device, Precision};
+use retort_model::{Attention, Device, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::loss::LOSSES;
@@ -38,8 +38,10 @@ pub struct TrainSettings {
 pub struct DataSettings {
     /// The collection's folder, in BEIR layout.
     pub collection: PathBuf,
-    /// The label set to learn from: a folder that `retort labels seal` wrote.
-    pub labels: PathBuf,
+    /// The label set to learn from: a folder that `retort labels seal` wrote. Without one, `gold` alone
+    /// is learnt from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
     /// Of query, document and special tokens together; the longer text is cut first.
     pub max_tokens: usize,
     /// Learn from this many of the label set's queries, drawn by the seed; those of a smaller number
@@ -58,8 +60,42 @@ pub struct DataSettings {
 }
 
 impl DataSettings {
+    /// All label sets, and how much of each an epoch has.
+    pub fn label_sets(&self) -> impl Iterator<Item = (&Path, f64)> {
+        let first = self.labels.iter().map(|labels| (&**labels, self.share));
+        let also = self.also.iter().map(|also| (&*also.labels, also.share));
+        first.chain(also)
+    }
+
     fn whole() -> f64 {
         1.0
+    }
+
+    /// Refuses settings of a label set where none is given, and nothing to learn from.
+    fn check(&self) -> Result<()> {
+        if self.labels.is_some() {
+            return Ok(());
+        }
+        let of_labels = [
+            ("data.queries", self.queries.is_some()),
+            ("data.share", self.share < Self::whole()),
+            ("data.also", !self.also.is_empty()),
+        ];
+        let (key, problem) = match of_labels.iter().find(|(_, is_given)| *is_given) {
+            Some((key, _)) => (
+                *key,
+                "is about data.labels, which is not given: leave it out",
+            ),
+            None if self.gold.is_none() => (
+                "data.labels",
+                "is not given: name a label set, or learn from gold gains with [data.gold]",
+            ),
+            None => return Ok(()),
+        };
+        Err(Error::Setting {
+            key,
+            problem: problem.to_owned(),
+        })
     }
 }
 
@@ -122,6 +158,9 @@ pub struct ModelSettings {
     /// What training computes in what.
     #[serde(default)]
     pub precision: Precision,
+    /// How training computes attention.
+    #[serde(default)]
+    pub attention: Attention,
 }
 
 /// Where the student's head comes from.
@@ -477,6 +516,7 @@ impl TrainSettings {
             in_range(key, value, &(Bound::Excluded(0.0), highest))?;
         }
         self.loss.check()?;
+        self.data.check()?;
         let gold = self.data.gold.as_ref();
         let mut shares = vec![("data.share", self.data.share)];
         shares.extend(
@@ -506,11 +546,22 @@ impl TrainSettings {
     /// # Errors
     /// The setting, and what to set instead.
     pub fn check_device(&self, device: &Device) -> Result<()> {
-        let refused = |error: retort_model::Error| Error::Setting {
-            key: "model.precision",
-            problem: error.to_string(),
-        };
-        self.model.precision.check(device).map_err(refused)
+        let ModelSettings {
+            precision,
+            attention,
+            dropout,
+            ..
+        } = &self.model;
+        for (key, checked) in [
+            ("model.precision", precision.check(device)),
+            ("model.attention", attention.check(device, *dropout)),
+        ] {
+            checked.map_err(|error| Error::Setting {
+                key,
+                problem: error.to_string(),
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -534,8 +585,6 @@ fn in_range(key: &'static str, value: f64, range: &impl RangeBounds<f64>) -> Res
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// The demo's settings, with some overridden.
@@ -601,6 +650,28 @@ mod tests {
         let settings = demo(&[alone, "loss={bce=1.0, mse=0.5}"]).unwrap();
         settings.check().unwrap();
         assert!(problem(&[alone, "loss={bce=1.0, kl=0.5}"]).contains("must be at least 2"));
+    }
+
+    #[test]
+    fn gold_gains_can_be_learnt_from_alone() {
+        let text = |data: &str| format!("collection = 'c'\nmax_tokens = 64\n{data}");
+        let of = |data: &str| toml::from_str::<DataSettings>(&text(data)).unwrap();
+        of("gold = {split = 'train'}").check().unwrap();
+        for (data, expected) in [
+            ("", "data.labels: is not given: name a label set"),
+            (
+                "gold = {split = 'train'}\nqueries = 3",
+                "data.queries: is about",
+            ),
+            (
+                "gold = {split = 'train'}\nshare = 0.5",
+                "data.share: is about",
+            ),
+            ("also = [{labels = 'x'}]", "data.also: is about"),
+        ] {
+            let error = of(data).check().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 
     #[test]

@@ -380,7 +380,7 @@ mod tests {
             steps: 1,
         };
         let whole = Documents::of(&step);
-        let learner = Learner::new(student.clone(), &settings);
+        let learner = Learner::new(student.clone(), &settings).unwrap();
         let part = context.gradients(&learner, &step, &whole, &student.device());
         part.unwrap().unwrap()
     }
@@ -470,7 +470,7 @@ mod tests {
             let head = Head::New { seed: 1 };
             let student = CrossEncoder::load(&golden(), head, Some(0.0), &device).unwrap();
             let student = student.map_parameters(&mut Enlarge(self.factor));
-            Learner::new(student, &self.settings)
+            Learner::new(student, &self.settings).unwrap()
         }
 
         fn make(&mut self, learner: Learner) -> Result<(Learner, StepReport)> {

@@ -11,8 +11,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
 use fs_err as fs;
 use retort_model::{
-    Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer, ParameterVisitor,
-    Precision, choose, is_transposed,
+    Attention, Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer,
+    ParameterVisitor, Precision, choose, is_transposed,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -23,6 +23,8 @@ use serde::Deserialize;
 struct Golden {
     #[serde(skip)]
     folder: PathBuf,
+    #[serde(skip)]
+    attention: Attention,
     /// Not in BERT's file, whose padding token is 0.
     #[serde(default)]
     pad_token_id: usize,
@@ -70,7 +72,8 @@ impl Golden {
     }
 
     fn student(&self, device: &Device) -> CrossEncoder {
-        CrossEncoder::load(&self.folder, Head::Required, Some(0.0), device).unwrap()
+        let student = CrossEncoder::load(&self.folder, Head::Required, Some(0.0), device).unwrap();
+        student.with_attention(self.attention).unwrap()
     }
 
     fn encoded(&self) -> Vec<Encoded> {
@@ -222,6 +225,25 @@ impl Golden {
         precisions
     }
 
+    /// Logits in training and outside of it, gradients, and ten steps.
+    fn check_all(&self, device: &Device) {
+        let name = self.name();
+        let logits = self.student(device).forward(&self.batch(device));
+        let of_logits = self.error_of_logits(logits);
+
+        let device = device.clone().autodiff();
+        let model = self.student(&device);
+        let logits = model.forward(&self.batch(&device));
+        let of_logits = of_logits.max(self.error_of_logits(logits.clone()));
+        assert!(of_logits < 1e-5, "{name}: off by {of_logits:e}");
+        let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &device);
+        let gradients = (logits * weights).sum().backward();
+        let of_gradients =
+            self.check_gradients(&model, gradients, "gradients_weighted.safetensors");
+        let of_steps = self.check_ten_steps_of_graphs(&device);
+        println!("{name}: logits {of_logits:e}, gradients {of_gradients:e}, steps {of_steps:e}");
+    }
+
     /// With Burn's own backward pass.
     fn check_ten_steps_of_graphs(&self, device: &Device) -> f64 {
         let batch = self.batch(device);
@@ -308,22 +330,26 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
 fn logits_gradients_and_ten_steps_match_pytorch_through_wgpu() {
     let Some(device) = wgpu() else { return };
     for golden in Golden::family() {
-        let name = golden.name();
-        let logits = golden.student(&device).forward(&golden.batch(&device));
-        let of_logits = golden.error_of_logits(logits);
-
-        let device = device.clone().autodiff();
-        let model = golden.student(&device);
-        let logits = model.forward(&golden.batch(&device));
-        let of_logits = of_logits.max(golden.error_of_logits(logits.clone()));
-        assert!(of_logits < 1e-5, "{name}: off by {of_logits:e}");
-        let weights = Tensor::<1>::from_floats(golden.weights.as_slice(), &device);
-        let gradients = (logits * weights).sum().backward();
-        let of_gradients =
-            golden.check_gradients(&model, gradients, "gradients_weighted.safetensors");
-        let of_steps = golden.check_ten_steps_of_graphs(&device);
-        println!("{name}: logits {of_logits:e}, gradients {of_gradients:e}, steps {of_steps:e}");
+        golden.check_all(&device);
     }
+}
+
+/// BERT's padding and ModernBERT's local layers in Burn's fused kernels, with the same tolerances.
+#[test]
+fn fused_attention_matches_pytorch_through_wgpu() {
+    let Some(device) = wgpu() else { return };
+    for name in ["bert", "family/modernbert"] {
+        let golden = Golden {
+            attention: Attention::Fused,
+            ..Golden::of(name)
+        };
+        golden.check_all(&device);
+    }
+    let bert = Golden::of("bert").folder;
+    let dropped = CrossEncoder::load(&bert, Head::Required, Some(0.1), &device).unwrap();
+    let error = dropped.with_attention(Attention::Fused).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("set model.dropout = 0.0"), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Architecture, Names};
+use crate::attention::Attention;
 use crate::config::ModelConfig;
 use crate::config_file::ConfigFile;
 use crate::error::Result;
@@ -156,6 +157,7 @@ pub(super) fn read_as(
         labels: file.labels()?,
         modern: None,
         precision: Precision::default(),
+        attention: Attention::default(),
     })
 }
 

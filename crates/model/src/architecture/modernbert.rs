@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Architecture, Names};
+use crate::attention::Attention;
 use crate::config::{ModelConfig, ModernBertConfig};
 use crate::config_file::ConfigFile;
 use crate::error::Result;
@@ -135,6 +136,7 @@ pub(super) fn read(file: &ConfigFile) -> Result<ModelConfig> {
         labels: file.labels()?,
         modern: Some(modern(file, &fields)?),
         precision: Precision::default(),
+        attention: Attention::default(),
     })
 }
 

@@ -101,7 +101,7 @@ fn each_query(sealed: &Sealed, mut call: impl FnMut(&str)) -> Result<usize> {
 /// set takes for relevant: what nobody looked at is often good.
 pub(super) fn of_gold<'a>(
     gold: &'a GoldSettings,
-    guards: &[(&Path, Sealed)],
+    guards: &[Sealed],
     collection: &'a Collection,
 ) -> Result<impl Iterator<Item = Result<Judgement>> + 'a> {
     let qrels = collection.qrels(&gold.split)?;
@@ -155,11 +155,11 @@ pub(super) fn of_gold<'a>(
 /// The pairs that a label set says are relevant: above `guard`, as a share of the top grade.
 fn relevant(
     pairs: &BTreeMap<String, Vec<String>>,
-    guards: &[(&Path, Sealed)],
+    guards: &[Sealed],
     guard: f64,
 ) -> Result<BTreeSet<(String, String)>> {
     let mut shares: HashMap<(String, String), f64> = HashMap::new();
-    for (_, sealed) in guards {
+    for sealed in guards {
         let top_grade = sealed.manifest.top_grade as f64;
         for label in sealed.labels() {
             let label = label?;
@@ -296,7 +296,7 @@ mod tests {
                 guard,
                 share: 1.0,
             };
-            let of = of_gold(&gold, &[(path, sealed.clone())], &collection).unwrap();
+            let of = of_gold(&gold, std::slice::from_ref(&sealed), &collection).unwrap();
             of.map(Result::unwrap)
                 .map(|one| format!("{} {}", one.document.id, one.share))
                 .collect::<Vec<_>>()
