@@ -41,7 +41,11 @@ fn main() {
     for (curve, labels, teacher) in [
         ("by-chance", "by-chance-train", "by-chance-test"),
         ("by-habit", "by-habit-train", "by-habit-test"),
-        ("by-habit-debiased", "by-habit-debiased", "by-habit-test"),
+        (
+            "by-habit-debiased",
+            "by-habit-debiased-train",
+            "by-habit-test",
+        ),
     ] {
         let mut command = retort(root);
         command.args(["eval", "--config", "configs/demo.toml", "--curve"]);
@@ -85,7 +89,7 @@ fn judge(root: &Path, folder: &Path) {
         .arg(path("by-habit-train".to_owned()));
     command.arg("--collection").arg(path("shop".to_owned()));
     command.args(["--gold", "gold", "--out"]);
-    run(command.arg(path("by-habit-debiased".to_owned())));
+    run(command.arg(path("by-habit-debiased-train".to_owned())));
 }
 
 fn retort(root: &Path) -> Command {

@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "RANK", default_value_t = 100)]
     depth: usize,
 
-    /// Documents at random; more where a search or a run has too few
+    /// Documents at random; more where a search or a run has too few, unless this is 0
     #[arg(long, default_value_t = 4)]
     random: usize,
 

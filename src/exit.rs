@@ -90,6 +90,7 @@ fn of_trainer(error: &TrainerError) -> u8 {
         TrainerError::Setting { .. } => CONFIGURATION,
         TrainerError::Run { .. } | TrainerError::Changed { .. } => BAD_DATA,
         TrainerError::NotFinite { .. } => INTERNAL,
+        TrainerError::Busy { .. } => TRANSIENT,
         _ => FAILED,
     }
 }
@@ -101,6 +102,7 @@ fn of_model(error: &ModelError) -> u8 {
         | ModelError::DeviceNotBuilt { .. }
         | ModelError::DeviceNotFound { .. }
         | ModelError::Precision { .. }
+        | ModelError::Attention { .. }
         | ModelError::Layers { .. } => CONFIGURATION,
         ModelError::Device(_) => TRANSIENT,
         _ => BAD_DATA,

@@ -171,10 +171,14 @@ fn a_run_goes_on_with_something_else_only_where_that_is_allowed_by_name() {
     assert!(!said.contains("every_steps"), "{said}");
     assert_eq!(steps(), before);
 
+    // What was exported before is not what the longer run ends with.
+    let stale = run.join("export/stale");
+    std::fs::write(&stale, "").unwrap();
     let allowed = ["schedule.epochs", "evaluation.every_steps"];
     succeed(&mut longer(
         &allowed.map(|key| ["--allow-change", key]).concat(),
     ));
+    assert!(!stale.exists() && run.join("export/model.safetensors").exists());
     assert_eq!(steps(), before / 2 * 3);
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let change = json!({"step": before, "changed": "schedule.epochs", "then": "2", "now": "3"});
@@ -185,6 +189,49 @@ fn a_run_goes_on_with_something_else_only_where_that_is_allowed_by_name() {
     let said = fail(resume(&run).args(["--config", "configs/demo.toml"]), 65);
     assert!(said.contains("schedule.epochs: then 3, now 1"), "{said}");
     assert!(said.contains("data.labels: then "), "{said}");
+}
+
+#[test]
+fn what_is_measured_on_something_else_is_not_held_against_what_was() {
+    let job = SmallJob::new();
+    succeed(&mut job.train("run"));
+    let run = job.path("run");
+    let state = || -> Value {
+        let folder = format!("steps/{:06}", last_checkpoint(&run));
+        let state = std::fs::read(run.join(folder).join("state.json")).unwrap();
+        serde_json::from_slice(&state).unwrap()
+    };
+    let ended = state()["step"].clone();
+    // One query with one document that is not relevant: the measure is 0.
+    let text = std::fs::read_to_string(job.path("dev.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let one = json!({"query_id": first["query_id"], "document_id": "p0001", "source": "random"});
+    std::fs::write(job.path("one.jsonl"), format!("{one}\n")).unwrap();
+    let mut other = resume(&run);
+    other.arg("--set").arg(format!(
+        "evaluation.candidates={}",
+        job.path("one.jsonl").display()
+    ));
+    other.args(["--allow-change", "evaluation.candidates"]);
+    succeed(other.args(["--allow-change", "dev-candidates"]));
+    let now = state();
+    assert_eq!([&now["step"], &now["best_step"]], [&ended, &ended]);
+    assert!(now["best_ndcg"].as_f64().unwrap().abs() < 1e-9, "{now}");
+}
+
+#[test]
+fn a_run_that_another_process_trains_is_left_to_it() {
+    let job = SmallJob::new();
+    succeed(&mut job.train("run"));
+    let lock = std::fs::File::open(job.path("run/.lock")).unwrap();
+    lock.lock().unwrap();
+    let said = fail(&mut resume(&job.path("run")), 75);
+    assert!(
+        said.contains("another process is training this run"),
+        "{said}"
+    );
+    lock.unlock().unwrap();
+    succeed(&mut resume(&job.path("run")));
 }
 
 #[test]
@@ -255,7 +302,9 @@ fn patience_ends_a_run_that_gets_no_better() {
     let ended = succeed(train.arg("--json"));
     let summary: Value = serde_json::from_str(&stdout(&ended)).unwrap();
     assert_eq!(summary["steps"], 10);
-    assert!(common::stderr(&ended).contains("2 evaluations without a better one"));
+    let said = common::stderr(&ended);
+    assert!(said.contains("2 evaluations without a better one"), "{said}");
+    assert!(said.contains("no checkpoint is better on dev"), "{said}");
     let kept = |step: &str| {
         let folder = job.path("run/steps").join(step);
         let holds = |name: &str| folder.join(name).exists();

@@ -299,9 +299,9 @@ fn training_files_of_flagembedding_are_learnt_from_without_a_teacher() {
         "--split",
         "train",
         "--per-run",
-        "4",
+        "1000",
         "--depth",
-        "4",
+        "1000",
     ]);
     candidates.args(["--bm25", "0", "--trigrams", "0", "--random", "0"]);
     for (flag, name) in [

@@ -1,13 +1,15 @@
 """Trains students of the same labels with Retort and with sentence-transformers' CrossEncoderTrainer,
 and prints their mean nDCG@10 on dev with a paired test over its queries.
 
-    benches/compare/quality.py RETORT_BINARY BASE_DIR [COLLECTION] [--queries 100] [--seeds 1 2 3]
-                               [--losses bce ranknet lambda_loss margin_mse] [--keep DIR]
+    benches/compare/quality.py RETORT_BINARY BASE_DIR [COLLECTION] [--queries 100] [--dev-queries 200]
+                               [--seeds 1 2 3] [--losses bce ranknet lambda_loss margin_mse]
+                               [--keep DIR]
 
 BASE_DIR is a BERT in Hugging Face's layout. COLLECTION is a folder in BEIR layout with the splits train
 and dev (SciFact, say): its labels are the gold gains of train, and of each query six documents that BM25
-finds and two random ones as irrelevant. Without it the demo's shop is used, with the LLM's labels. It
-needs sentence-transformers, datasets and accelerate.
+finds and two random ones as irrelevant; what is ranked are the ten that BM25 finds for a dev query.
+Without it the demo's shop is used, with the LLM's labels. It needs sentence-transformers, datasets and
+accelerate.
 
 The two get the same pairs of the same queries, targets, base model, dropout (none), number of pairs in
 a step, steps, learning rates, weight decay and norm of gradients. Every model, the last one of a run and
@@ -56,14 +58,13 @@ DEPTH = 10
 SUMS = {
     "margin_mse + 0.1 bce": "margin_mse = 1.0\nbce = 0.1",
     "lambda_loss + 0.1 bce": "lambda_loss = 1.0\nbce = 0.1",
-    "adr_mse + 0.1 bce": "adr_mse = 1.0\nbce = 0.1",
 }
 
 
 class Data:
     """A collection, the labels to learn from, and the candidates of dev."""
 
-    def __init__(self, retort: str, collection: Path | None, queries: int, folder: Path):
+    def __init__(self, retort: str, collection: Path | None, queries: int, dev_queries: int, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.collection = collection or ROOT / "training-data/shop"
@@ -77,7 +78,10 @@ class Data:
         random.Random(0).shuffle(kept)
         self.shares = {query: shares[query] for query in sorted(kept[:queries])}
         self.top = 1 if collection else 3
-        self.gains = self.qrels("dev")
+        gains = self.qrels("dev")
+        of_dev = sorted(query for query in gains if any(gains[query].values()))
+        random.Random(0).shuffle(of_dev)
+        self.gains = {query: gains[query] for query in sorted(of_dev[:dev_queries])}
         self.candidates = self.dev_candidates(retort) if collection else by_query(self.rows("candidates/dev.jsonl"))
         if not (folder / "labels").exists():
             self.seal(retort)
@@ -114,7 +118,7 @@ class Data:
         }
 
     def dev_candidates(self, retort: str) -> dict[str, list[str]]:
-        return self.found(retort, "dev", ["--bm25", "20", "--trigrams", "0", "--random", "0"], False)
+        return self.found(retort, "dev", ["--bm25", "10", "--trigrams", "0", "--random", "0"], False)
 
     def found(self, retort: str, split: str, flags: list[str], negatives: bool) -> dict[str, list[str]]:
         path = self.folder / f"{split}.jsonl"
@@ -152,7 +156,6 @@ class Data:
             query: dcg([gains.get(document, 0) for _, document in sorted(ranked[query])])
             / dcg(sorted(gains.values(), reverse=True))
             for query, gains in self.gains.items()
-            if any(gains.values())
         }
 
 
@@ -316,6 +319,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("collection", type=Path, nargs="?")
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--dev-queries", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--losses", nargs="+", default=["bce", "ranknet", "lambda_loss", "margin_mse"]
@@ -324,8 +328,8 @@ def main() -> None:
     arguments = parser.parse_args()
     collection = arguments.collection and arguments.collection.resolve()
     name = collection.name if collection else "shop"
-    keep = arguments.keep.resolve() / f"{name}-{arguments.queries}"
-    data = Data(arguments.retort, collection, arguments.queries, keep)
+    keep = arguments.keep.resolve() / f"{name}-{arguments.queries}-{arguments.dev_queries}"
+    data = Data(arguments.retort, collection, arguments.queries, arguments.dev_queries, keep)
     base = arguments.base.resolve()
 
     def result(side: str, loss: str, seed: int) -> dict[str, float]:

@@ -102,7 +102,7 @@ pub struct Mix {
     /// The last rank of a run that is looked at.
     pub depth: usize,
     /// At random. Where a search finds fewer than its share, these fill the pool, so that every
-    /// query has the same number of candidates.
+    /// query has the same number of candidates; but where this is 0, there are none.
     pub random: usize,
     /// Documents that are not taken, by query.
     pub excluded: BTreeMap<String, BTreeSet<String>>,
@@ -162,7 +162,10 @@ pub fn draw(collection: &Collection, queries: &[Query], mix: &Mix) -> Result<Vec
 
         let rest = lowest_lots(&lots, of_query, size + excluded);
         let rest = rest.into_iter().map(|id| (id, None));
-        let left = size.saturating_sub(pool.candidates.len());
+        let left = match mix.random {
+            0 => 0,
+            _ => size.saturating_sub(pool.candidates.len()),
+        };
         pool.take(rest, left, &Source::Random);
         candidates.extend(pool.candidates);
     }
@@ -460,6 +463,10 @@ mod tests {
         let without = drawn(|mix| mix.excluded = excluded.clone());
         assert_eq!(without.len(), 17);
         assert!(without.iter().all(|one| one.document_id != "d01"));
+        // Where none is wanted at random, none fills the places that the searches leave.
+        let found = drawn(|mix| mix.random = 0);
+        assert!(found.iter().all(|one| one.source != Source::Random));
+        assert_eq!(found.len(), 8);
         // Of a corpus that is too small, all others.
         let all = drawn(|mix| {
             mix.excluded = excluded.clone();

@@ -1,6 +1,7 @@
 //! Checkpoints: a folder a checkpoint, whole or absent, named by the steps behind it.
 
 use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -26,6 +27,20 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The same, where what it was measured on is no more what it will be: the next evaluation is the
+    /// best.
+    pub(crate) fn unmeasured(self) -> Self {
+        Self {
+            best_ndcg: -1.0,
+            since_best: 0,
+            ..self
+        }
+    }
+
+    pub(crate) fn is_measured(&self) -> bool {
+        self.best_ndcg >= 0.0
+    }
+
     /// After one more evaluation.
     pub(crate) fn evaluated(before: Option<Self>, step: usize, ndcg: f64) -> Self {
         match before {
@@ -65,7 +80,11 @@ pub(crate) fn save(
 ) -> Result<()> {
     let folder = folder(run, state.step);
     if folder.exists() {
-        return Ok(());
+        // It was measured again, on something else.
+        return Ok(retort_files::write_atomic(
+            &folder.join(STATE),
+            &to_json(&state),
+        )?);
     }
     retort_files::write_new_directory::<Error>(&folder, |folder| {
         learner.save(folder)?;
@@ -159,6 +178,40 @@ pub fn settings(run: &Path, overrides: &[String]) -> Result<TrainSettings> {
 
 /// Where a run keeps its settings.
 pub(crate) const SETTINGS: &str = "config.toml";
+
+/// What is made of a run that has ended.
+const OUTCOMES: [&str; 2] = ["verdict.json", "export"];
+
+/// Removes what was made of a run when it ended: it goes on.
+pub(crate) fn remove_outcomes(run: &Path) -> Result<()> {
+    for name in OUTCOMES {
+        let path = run.join(name);
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else if path.exists() {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps other processes from a run as long as the file is open.
+///
+/// # Errors
+/// When another has it.
+pub(crate) fn lock(run: &Path) -> Result<File> {
+    let path = run.join(".lock");
+    let mut file = fs::OpenOptions::new();
+    let file = file.create(true).truncate(false).write(true).open(path)?;
+    let file = file.into_parts().0;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::Busy {
+            folder: run.to_owned(),
+        }),
+        // A file system that has no locks keeps nobody.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
 
 /// The numbers of a run's checkpoints, in their order.
 fn steps(run: &Path) -> Result<Vec<usize>> {

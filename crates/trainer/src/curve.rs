@@ -160,6 +160,20 @@ pub fn curve(
                 .to_owned(),
         });
     };
+    for (key, is_given) in [
+        ("data.also", !settings.data.also.is_empty()),
+        ("data.gold", settings.data.gold.is_some()),
+    ] {
+        if is_given {
+            return Err(Error::Setting {
+                key,
+                problem:
+                    "would be learnt from whole at every point, and a curve counts the queries \
+                          of data.labels: leave it out"
+                        .to_owned(),
+            });
+        }
+    }
     let labelled = count_queries(&label_set::open(labels)?)?;
     let numbers = numbers(wanted, labelled, settings)?;
     let subject = Subject::read(run, &collection)?;

@@ -14,7 +14,7 @@ use retort_model::{CrossEncoder, Encoded, PairTokenizer};
 use crate::loss::Target;
 use crate::sentinels::data::{Contradictions, plain};
 use crate::warning::Warning;
-use crate::{Result, TrainSettings};
+use crate::{Error, Result, TrainSettings};
 
 use source::Judgement;
 pub(crate) use source::count_queries;
@@ -87,6 +87,16 @@ impl Dataset {
                 share: gold.share,
             });
         }
+        if !making.has_order && !settings.loss.judges_alone() {
+            return Err(Error::Setting {
+                key: "loss",
+                problem:
+                    "compares documents of a query, and of no query were two judged differently, \
+                          so there is nothing to learn: judge more documents of a query, or give \
+                          loss.bce a weight"
+                        .to_owned(),
+            });
+        }
         making.finish(parts)
     }
 
@@ -148,6 +158,8 @@ struct Making<'a> {
     extremes: [Encoded; 3],
     leaked: BTreeSet<String>,
     contradictions: Contradictions,
+    /// Whether any query has documents that were judged differently.
+    has_order: bool,
 }
 
 impl<'a> Making<'a> {
@@ -164,6 +176,7 @@ impl<'a> Making<'a> {
             extremes: [nothing(), nothing(), nothing()],
             leaked: BTreeSet::new(),
             contradictions: Contradictions::default(),
+            has_order: false,
         })
     }
 
@@ -200,6 +213,9 @@ impl<'a> Making<'a> {
                     target: judgement.target,
                 })
                 .collect();
+            let of_first = judgements[0].target.logit;
+            let mut targets = judgements.iter().map(|it| it.target.logit);
+            self.has_order |= targets.any(|logit| logit.total_cmp(&of_first).is_ne());
             let shares = judgements.iter().map(|it| (&*it.document.id, it.share));
             let read = examples.iter().map(|example| &*example.pair.input_ids);
             self.contradictions.of_query(&query.id, shares.zip(read));

@@ -57,6 +57,13 @@ pub enum Error {
         can_be_allowed: bool,
     },
 
+    /// Another process trains in a run's folder.
+    #[error("{}: another process is training this run: wait for its end", folder.display())]
+    Busy {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+
     /// A run's folder can't be gone on with.
     #[error("{}: {problem}", folder.display())]
     Run {

@@ -71,31 +71,51 @@ impl DataSettings {
         1.0
     }
 
-    /// Refuses settings of a label set where none is given, and nothing to learn from.
+    /// Refuses settings about something that is not given, and nothing to learn from.
     fn check(&self) -> Result<()> {
-        if self.labels.is_some() {
-            return Ok(());
-        }
-        let of_labels = [
-            ("data.queries", self.queries.is_some()),
-            ("data.share", self.share < Self::whole()),
-            ("data.also", !self.also.is_empty()),
-        ];
-        let (key, problem) = match of_labels.iter().find(|(_, is_given)| *is_given) {
-            Some((key, _)) => (
-                *key,
-                "is about data.labels, which is not given: leave it out",
-            ),
-            None if self.gold.is_none() => (
+        let first_set = "is about data.labels, which is not given: name a label set there";
+        let candidates = "is about data.gold.candidates, which are not given: name them, or leave \
+                          this out";
+        let has_labels = self.labels.is_some();
+        let gold = self.gold.as_ref();
+        let has_candidates = gold.is_some_and(|gold| gold.candidates.is_some());
+        let of_gold = |given: fn(&GoldSettings) -> bool| gold.is_some_and(given);
+        let guarded = of_gold(|gold| gold.guard.is_some());
+        for (key, is_given, has_all, problem) in [
+            (
                 "data.labels",
+                gold.is_none() && self.also.is_empty(),
+                has_labels,
                 "is not given: name a label set, or learn from gold gains with [data.gold]",
             ),
-            None => return Ok(()),
-        };
-        Err(Error::Setting {
-            key,
-            problem: problem.to_owned(),
-        })
+            ("data.also", !self.also.is_empty(), has_labels, first_set),
+            (
+                "data.queries",
+                self.queries.is_some(),
+                has_labels,
+                first_set,
+            ),
+            (
+                "data.share",
+                self.share < Self::whole(),
+                has_labels,
+                first_set,
+            ),
+            ("data.gold.guard", guarded, has_labels, first_set),
+            ("data.gold.guard", guarded, has_candidates, candidates),
+            (
+                "data.gold.negatives",
+                of_gold(|gold| gold.negatives.is_some()),
+                has_candidates,
+                candidates,
+            ),
+        ] {
+            if is_given && !has_all {
+                let problem = problem.to_owned();
+                return Err(Error::Setting { key, problem });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -123,19 +143,18 @@ pub struct GoldSettings {
     /// No more of them than this for a query: the first of the file, which are the hardest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negatives: Option<usize>,
-    /// None of them of which a label set says more than this, as a share of its top grade: nobody may
-    /// have looked at them, and they are relevant.
-    #[serde(default = "GoldSettings::guard")]
-    pub guard: f64,
+    /// None of them of which a label set says more than this, as a share of its top grade, half of it
+    /// unless given: nobody may have looked at them, and they are relevant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<f64>,
     /// How much of it an epoch has.
     #[serde(default = "DataSettings::whole")]
     pub share: f64,
 }
 
 impl GoldSettings {
-    fn guard() -> f64 {
-        0.5
-    }
+    /// A guard that is not given.
+    pub(crate) const GUARD: f64 = 0.5;
 }
 
 /// `[model]`
@@ -225,10 +244,17 @@ impl LossSettings {
 
     /// Whether documents of a query are compared with one another.
     fn compares(&self) -> bool {
-        let alone = ["loss.bce", "loss.mse"];
         let mut losses = LOSSES.iter();
-        losses.any(|(key, weight, _)| weight(self) > 0.0 && !alone.contains(key))
+        losses.any(|(key, weight, _)| weight(self) > 0.0 && !Self::ALONE.contains(key))
     }
+
+    /// Whether documents are judged by themselves.
+    pub(crate) fn judges_alone(&self) -> bool {
+        let mut losses = LOSSES.iter();
+        losses.any(|(key, weight, _)| weight(self) > 0.0 && Self::ALONE.contains(key))
+    }
+
+    const ALONE: [&str; 2] = ["loss.bce", "loss.mse"];
 
     /// A setting that is out of range, and its range.
     fn check(&self) -> Result<()> {
@@ -478,6 +504,11 @@ impl TrainSettings {
             ("evaluation.every_steps", evaluation.every_steps, 1),
             ("evaluation.patience", evaluation.patience.unwrap_or(1), 1),
             ("evaluation.keep", evaluation.keep, 1),
+            (
+                "verdict.relevant_gain",
+                self.verdict.relevant_gain.into(),
+                1,
+            ),
         ] {
             if value < least {
                 let problem = format!("is {value}, must be at least {least}");
@@ -526,7 +557,7 @@ impl TrainSettings {
                 .map(|it| ("data.also.share", it.share)),
         );
         shares.extend(gold.map(|it| ("data.gold.share", it.share)));
-        shares.extend(gold.map(|it| ("data.gold.guard", it.guard)));
+        shares.extend(gold.and_then(|it| Some(("data.gold.guard", it.guard?))));
         for (key, share) in shares {
             in_range(key, share, &(Bound::Excluded(0.0), Bound::Included(1.0)))?;
         }
@@ -657,17 +688,30 @@ mod tests {
         let text = |data: &str| format!("collection = 'c'\nmax_tokens = 64\n{data}");
         let of = |data: &str| toml::from_str::<DataSettings>(&text(data)).unwrap();
         of("gold = {split = 'train'}").check().unwrap();
+        let gold = |more: &str| format!("gold = {{split = 'train'{more}}}");
         for (data, expected) in [
             ("", "data.labels: is not given: name a label set"),
+            ("also = [{labels = 'x'}]", "data.also: is about data.labels"),
             (
-                "gold = {split = 'train'}\nqueries = 3",
-                "data.queries: is about",
+                &format!("queries = 3\n{}", gold("")),
+                "data.queries: is about data.labels",
             ),
             (
-                "gold = {split = 'train'}\nshare = 0.5",
-                "data.share: is about",
+                &format!("share = 0.5\n{}", gold("")),
+                "data.share: is about data.labels",
             ),
-            ("also = [{labels = 'x'}]", "data.also: is about"),
+            (
+                &gold(", candidates = 'c', guard = 0.4"),
+                "data.gold.guard: is about data.labels",
+            ),
+            (
+                &format!("labels = 'l'\n{}", gold(", guard = 0.4")),
+                "data.gold.guard: is about data.gold.candidates",
+            ),
+            (
+                &gold(", negatives = 3"),
+                "data.gold.negatives: is about data.gold.candidates",
+            ),
         ] {
             let error = of(data).check().unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -695,7 +739,7 @@ mod tests {
                 "data.also.share: is 1.5, must be",
             ),
             (
-                "data.gold={split=\"train\", guard=0.0}",
+                "data.gold={split=\"train\", candidates=\"c\", guard=0.0}",
                 "data.gold.guard: is 0, must be",
             ),
             ("evaluation.patience=0", "must be at least 1"),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -25,7 +26,22 @@ pub(crate) struct Start {
     pub(crate) state: Option<State>,
     /// What the run goes on with instead of what it was started with.
     pub(crate) changes: Vec<Change>,
+    /// What keeps other processes from the run.
+    pub(crate) lock: Option<File>,
 }
+
+/// What dev measures hang on: where one of these is another, a measure can't be held against one from
+/// before.
+const MEASURED: [&str; 8] = [
+    "corpus",
+    "data.collection",
+    "data.max_tokens",
+    "dev-candidates",
+    "dev-gains",
+    "evaluation.candidates",
+    "evaluation.split",
+    "queries",
+];
 
 /// A setting or an input of a run that is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +73,13 @@ pub(crate) fn start(
     } else {
         allowed_changes(run, inputs)?
     };
+    let mut lock = None;
+    if !is_new {
+        lock = Some(checkpoint::lock(run.folder)?);
+    }
     let last = checkpoint::last(run.folder)?;
     let learner = if let Some((folder, _)) = &last {
-        Learner::load(folder, run.settings, device)?
+        Learner::load(folder, run.settings, device).map_err(|error| damaged(folder, error))?
     } else {
         let dropout = Some(run.settings.model.dropout);
         let base = CrossEncoder::load(run.base, run.head()?, dropout, device)?;
@@ -71,16 +91,28 @@ pub(crate) fn start(
             write_origin(run, inputs, folder)?;
             Ok(fs::create_dir(folder.join("steps"))?)
         })?;
+        lock = Some(checkpoint::lock(run.folder)?);
     } else {
         if !changes.is_empty() {
+            checkpoint::remove_outcomes(run.folder)?;
             write_origin(run, inputs, run.folder)?;
         }
         checkpoint::tidy(run.folder, run.settings.evaluation.keep)?;
     }
+    let is_other = |change: &Change| MEASURED.contains(&&*change.key);
+    let is_measured_anew = changes.iter().any(is_other);
+    let state = last.map(|(_, state)| {
+        if is_measured_anew {
+            state.unmeasured()
+        } else {
+            state
+        }
+    });
     Ok(Start {
         learner,
-        state: last.map(|(_, state)| state),
+        state,
         changes,
+        lock,
     })
 }
 
@@ -95,6 +127,20 @@ pub(crate) fn refuse_changes(run: &Run, inputs: &Inputs) -> Result<()> {
         changes,
         can_be_allowed: false,
     })
+}
+
+/// That a checkpoint can't be read, and what to do, unless it is the device that failed.
+fn damaged(folder: &Path, error: Error) -> Error {
+    if let Error::Model(retort_model::Error::Device(_)) = error {
+        return error;
+    }
+    Error::Run {
+        folder: folder.to_owned(),
+        problem: format!(
+            "can't be gone on with: {error}. Remove it to go on from the checkpoint before it, if \
+             evaluation.keep had more than one kept"
+        ),
+    }
 }
 
 /// What differs from what the run was started with, and may.

@@ -19,6 +19,7 @@ use crate::sentinels::{Sentinels, resident_bytes};
 use crate::settings::{HeadChoice, TrainSettings};
 use crate::start::{Start, start};
 use crate::step::StepContext;
+use crate::warning::Warning;
 use crate::{Error, Result};
 
 /// A run, new or to be gone on with.
@@ -110,7 +111,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         report(Event::Warning(&warning));
     }
     let device = run.device.clone().autodiff();
-    let start = start(run, &inputs, &material.dataset, &device)?;
+    let mut start = start(run, &inputs, &material.dataset, &device)?;
     let tensorboard = run.settings.evaluation.tensorboard;
     let mut metrics = Metrics::open(run.folder, start.state.as_ref(), tensorboard)?;
     for change in &start.changes {
@@ -131,6 +132,8 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         );
     }
     report(Event::Stage("training"));
+    // Held until the last checkpoint is written.
+    let _lock = start.lock.take();
     let state = Course {
         run,
         material: &material,
@@ -179,17 +182,17 @@ impl<R: FnMut(Event)> Course<'_, R> {
         loop {
             let is_due = step.is_multiple_of(evaluation.every_steps) || step == steps;
             let now = match state {
-                Some(state) if state.step == step || !is_due => state,
+                Some(state) if (state.step == step && state.is_measured()) || !is_due => state,
                 before => self.evaluate(&learner, before, step)?,
             };
             state = Some(now);
             if step >= steps {
-                return Ok(now);
+                return Ok(self.ended(now));
             }
             let since_best = now.since_best;
             if evaluation.patience.is_some_and(|most| since_best >= most) {
                 (self.report)(Event::Stopped { step, since_best });
-                return Ok(now);
+                return Ok(self.ended(now));
             }
 
             let epoch = step / per_epoch;
@@ -202,6 +205,18 @@ impl<R: FnMut(Event)> Course<'_, R> {
             plan = Some(of_epoch);
             step += 1;
         }
+    }
+
+    /// Says so if all steps were in vain.
+    fn ended(&mut self, state: State) -> State {
+        if state.best_step == 0 && state.step > 0 {
+            (self.report)(Event::Warning(&Warning::NoBetter {
+                step: state.step,
+                queries: self.material.dev.queries.len(),
+                ndcg: state.best_ndcg,
+            }));
+        }
+        state
     }
 
     /// Measures the model on the dev queries and keeps it.

@@ -39,6 +39,15 @@ pub enum Warning {
         /// Bytes that it has.
         now: u64,
     },
+    /// No evaluation was better than that of the model before the first step.
+    NoBetter {
+        /// Steps made.
+        step: usize,
+        /// Dev queries.
+        queries: usize,
+        /// The measure before the first step.
+        ndcg: f64,
+    },
     /// Queries of an evaluation are learnt from.
     Leak {
         /// The evaluation's split.
@@ -102,6 +111,17 @@ impl fmt::Display for Warning {
                  `retort train --resume` goes on from the last checkpoint; this is a fault worth reporting",
                 now / MEBIBYTE,
                 before / MEBIBYTE
+            ),
+            Self::NoBetter {
+                step,
+                queries,
+                ndcg,
+            } => write!(
+                f,
+                "step {step}: no checkpoint is better on dev than the model before the first step \
+                 (nDCG@10 {ndcg:.4} of {queries} queries), so that one is kept and exported. If dev \
+                 is too small to tell, give evaluation.candidates more queries and documents; else the \
+                 labels contradict dev's gains (`retort labels audit`)"
             ),
             Self::Leak { split, queries, of } => write!(
                 f,

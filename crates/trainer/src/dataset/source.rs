@@ -116,15 +116,24 @@ pub(super) fn of_gold<'a>(
     }
     let mut unlisted: BTreeMap<String, Vec<String>> = BTreeMap::new();
     if let Some(file) = &gold.candidates {
-        for candidate in candidates::read(file)? {
+        let mut is_of_split = false;
+        for candidate in candidates::read_of(file, collection)? {
             let listed = qrels.get(&candidate.query_id);
+            is_of_split |= listed.is_some();
             if listed.is_some_and(|listed| !listed.contains_key(&candidate.document_id)) {
                 let documents = unlisted.entry(candidate.query_id).or_default();
                 documents.push(candidate.document_id);
             }
         }
+        if !is_of_split {
+            return Err(retort_data::Error::File {
+                path: file.clone(),
+                problem: format!("names no query of the split {}", gold.split),
+            }
+            .into());
+        }
     }
-    let relevant = relevant(&unlisted, guards, gold.guard)?;
+    let relevant = relevant(&unlisted, guards, gold.guard.unwrap_or(GoldSettings::GUARD))?;
     let mut judged: Vec<(String, String, u8)> = Vec::new();
     for (query, listed) in qrels {
         let listed = listed.into_iter();
@@ -293,7 +302,7 @@ mod tests {
                 split: "train".into(),
                 candidates: Some(path.join("candidates.jsonl")),
                 negatives,
-                guard,
+                guard: Some(guard),
                 share: 1.0,
             };
             let of = of_gold(&gold, std::slice::from_ref(&sealed), &collection).unwrap();
