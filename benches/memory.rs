@@ -37,7 +37,9 @@ fn main() {
     };
     let (labels, limit) = (number("--labels", 4_000_000), number("--limit", 100));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = root.join(format!("target/memory/{labels}"));
+    let folder = root.join(format!(
+        "target/memory/{labels}-labels-{DOCUMENTS}-documents-{GRADES}-grades"
+    ));
     if !folder.join("labels").exists() {
         let _ = fs_err::remove_dir_all(&folder);
         make(root, &folder, labels);

@@ -165,6 +165,9 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
         let gains = collection.qrels(&gold.split)?;
         labels += gains.values().map(BTreeMap::len).sum::<usize>();
         folders.push(format!("gains of {}", gold.split));
+        if let Some(file) = &gold.candidates {
+            candidates::read_of(file, &collection)?;
+        }
     }
     let mut pairs = Vec::new();
     for (split, file) in [
@@ -173,6 +176,11 @@ fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
     ] {
         collection.qrels(split)?;
         pairs.push(candidates::read_of(file, &collection)?.len());
+    }
+    if let Some(folder) = &settings.verdict.teacher_labels {
+        for label in label_set::open(folder)?.labels() {
+            label_set::subject(&label?, &collection, folder)?;
+        }
     }
     let base = &settings.model.init;
     Ok((

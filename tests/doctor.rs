@@ -119,6 +119,15 @@ fn doctor_checks_a_training_job() {
     let labels = format!("data.labels={}", job.path("nowhere").display());
     let said = fail(doctor.args(["--set", &labels]), 65);
     assert!(said.contains("nowhere"), "{said}");
+    for setting in [
+        "verdict.teacher_labels=nowhere",
+        "data.gold={split=\"train\", candidates=\"nowhere.jsonl\"}",
+    ] {
+        let mut doctor = retort();
+        doctor.args(["doctor", "--config", "configs/demo.toml", "--set", setting]);
+        let said = fail(&mut doctor, 65);
+        assert!(said.contains("nowhere"), "{said}");
+    }
     let mut misspelt = retort();
     misspelt.args(["doctor", "--config", "configs/label.toml"]);
     let said = fail(misspelt.args(["--set", "teacher.modle=x"]), 65);

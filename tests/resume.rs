@@ -303,7 +303,10 @@ fn patience_ends_a_run_that_gets_no_better() {
     let summary: Value = serde_json::from_str(&stdout(&ended)).unwrap();
     assert_eq!(summary["steps"], 10);
     let said = common::stderr(&ended);
-    assert!(said.contains("2 evaluations without a better one"), "{said}");
+    assert!(
+        said.contains("2 evaluations without a better one"),
+        "{said}"
+    );
     assert!(said.contains("no checkpoint is better on dev"), "{said}");
     let kept = |step: &str| {
         let folder = job.path("run/steps").join(step);

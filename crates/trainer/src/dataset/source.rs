@@ -317,6 +317,20 @@ mod tests {
         );
         assert_eq!(judged(0.4, Some(1)), ["d4 0.5", "d5 1", "d0 0"]);
         assert_eq!(judged(1.0, Some(9)).len(), 6);
+        write(
+            "candidates.jsonl",
+            "{\"query_id\":\"q9\",\"document_id\":\"d0\",\"source\":\"bm25\"}\n",
+        );
+        let gold: GoldSettings = toml::from_str(&format!(
+            "split = 'train'\ncandidates = {:?}",
+            path.join("candidates.jsonl")
+        ))
+        .unwrap();
+        let error = of_gold(&gold, &[], &collection).err().unwrap().to_string();
+        assert!(
+            error.contains("names no query of the split train"),
+            "{error}"
+        );
     }
 
     #[test]
