@@ -338,6 +338,15 @@ fn training_files_of_flagembedding_are_learnt_from_without_a_teacher() {
     });
     assert_eq!(pairs.sum::<u64>(), 16 * 4);
     assert!(path("run/export/model.safetensors").exists());
+
+    // Relevant documents alone leave nothing to compare.
+    let mut train = retort();
+    train.args(["train", "--device", "cpu", "--config"]);
+    train.arg(path("gold.toml"));
+    train.args(["--set", "data.gold={split=\"train\"}", "--out"]);
+    let said = fail(train.arg(path("none")), 78);
+    assert!(said.contains("so there is nothing to learn"), "{said}");
+    assert!(!path("none").exists());
 }
 
 /// In nDCG@10 of the dev queries before the first step.
