@@ -26,8 +26,8 @@ pub(crate) struct Start {
     pub(crate) state: Option<State>,
     /// What the run goes on with instead of what it was started with.
     pub(crate) changes: Vec<Change>,
-    /// What keeps other processes from the run.
-    pub(crate) lock: Option<File>,
+    /// What keeps other processes from the run as long as it is there.
+    pub(crate) lock: File,
 }
 
 /// What dev measures hang on: where one of these is another, a measure can't be held against one from
@@ -73,10 +73,10 @@ pub(crate) fn start(
     } else {
         allowed_changes(run, inputs)?
     };
-    let mut lock = None;
-    if !is_new {
-        lock = Some(checkpoint::lock(run.folder)?);
-    }
+    // A new run has no folder yet.
+    let lock = (!is_new)
+        .then(|| checkpoint::lock(run.folder))
+        .transpose()?;
     let last = checkpoint::last(run.folder)?;
     let learner = if let Some((folder, _)) = &last {
         Learner::load(folder, run.settings, device).map_err(|error| damaged(folder, error))?
@@ -91,7 +91,6 @@ pub(crate) fn start(
             write_origin(run, inputs, folder)?;
             Ok(fs::create_dir(folder.join("steps"))?)
         })?;
-        lock = Some(checkpoint::lock(run.folder)?);
     } else {
         if !changes.is_empty() {
             checkpoint::remove_outcomes(run.folder)?;
@@ -112,7 +111,7 @@ pub(crate) fn start(
         learner,
         state,
         changes,
-        lock,
+        lock: lock.map_or_else(|| checkpoint::lock(run.folder), Ok)?,
     })
 }
 

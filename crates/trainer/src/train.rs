@@ -111,7 +111,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         report(Event::Warning(&warning));
     }
     let device = run.device.clone().autodiff();
-    let mut start = start(run, &inputs, &material.dataset, &device)?;
+    let start = start(run, &inputs, &material.dataset, &device)?;
     let tensorboard = run.settings.evaluation.tensorboard;
     let mut metrics = Metrics::open(run.folder, start.state.as_ref(), tensorboard)?;
     for change in &start.changes {
@@ -132,8 +132,6 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         );
     }
     report(Event::Stage("training"));
-    // Held until the last checkpoint is written.
-    let _lock = start.lock.take();
     let state = Course {
         run,
         material: &material,
@@ -167,6 +165,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
         let Start {
             mut learner,
             mut state,
+            lock: _lock,
             ..
         } = start;
         let TrainSettings {
