@@ -18,6 +18,25 @@ label *arguments:
 export run out:
     cargo run --release --locked -- export {{ run }} --out {{ out }}
 
+# the LLVM that `--features cuda` links, from PyPI: where GitHub is out of reach
+[group('use')]
+llvm:
+    #!/usr/bin/env sh
+    set -eu
+    version=$(sed -n '/^name = "tracel-llvm-bundler"$/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)
+    prefix=$HOME/.local/share/tracel/tracel-llvm-$version
+    # What Burn's build script looks for before it downloads.
+    [ ! -e "$prefix/.tracel-llvm-installed" ] || { echo "$prefix is there"; exit 0; }
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    python3 -m pip install --quiet --no-deps --target "$scratch" \
+        mlc-llvm-static==23.1.1.post0 mlc-llvm-static-extra-targets==23.1.1.post0
+    mkdir -p "$prefix"
+    cp -R "$scratch"/mlc_llvm_static/static/. "$prefix"
+    chmod +x "$prefix"/bin/*
+    "$prefix"/bin/llvm-config --version
+    touch "$prefix/.tracel-llvm-installed"
+
 # every test but those that need Python packages
 [group('check')]
 test:

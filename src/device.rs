@@ -1,8 +1,12 @@
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use clap::Args;
-use retort_model::{Device, DeviceChoice};
+use retort_model::{Device, DeviceChoice, Precision};
 use retort_trainer::TrainSettings;
+
+use crate::exit;
 
 /// `--device`, for every command that computes.
 #[derive(Args)]
@@ -13,8 +17,10 @@ pub(crate) struct DeviceArguments {
 }
 
 impl DeviceArguments {
-    pub(crate) fn choose(&self) -> retort_model::Result<(Device, String)> {
+    /// The device, set up to compute in that.
+    pub(crate) fn choose(&self, precision: Precision) -> retort_model::Result<(Device, String)> {
         keep_freed_memory();
+        set_up(precision);
         retort_model::choose(self.device)
     }
 
@@ -23,8 +29,8 @@ impl DeviceArguments {
         &self,
         settings: &TrainSettings,
     ) -> anyhow::Result<(Device, PathBuf)> {
-        let (device, which) = self.choose()?;
         let model = &settings.model;
+        let (device, which) = self.choose(model.precision)?;
         tracing::info!(
             "device: {which}, training in {}, attention {}",
             model.precision,
@@ -32,10 +38,49 @@ impl DeviceArguments {
         );
         // Before a base model is fetched.
         settings.check_device(&device)?;
+        watch(&device);
         let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
         tracing::info!("base model: {}", base.origin);
         Ok((device, base.folder))
     }
+}
+
+/// How long a device that something died of may go without an answer.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Ends the process where a thread that serves the device has died and those who wait for it are not
+/// told: they would wait for ever.
+fn watch(device: &Device) {
+    if *device == Device::flex() {
+        return;
+    }
+    thread::spawn(|| {
+        loop {
+            thread::sleep(PATIENCE / 20);
+            if let Some((said, since)) = retort_model::unanswered()
+                && since > PATIENCE
+            {
+                end(&said);
+            }
+        }
+    });
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the thread that should end the process waits for ever"
+)]
+fn end(said: &str) -> ! {
+    let minutes = PATIENCE.as_secs() / 60;
+    let said = format!("{said}; since then it has not answered for {minutes} minutes");
+    let code = exit::report(&retort_model::Error::Device { said }.into());
+    std::process::exit(code.into())
+}
+
+/// Before anything is computed: kernels for GPUs are kept in the user's cache.
+pub(crate) fn set_up(precision: Precision) {
+    let kernels = retort_hub::cache_folder().map(|cache| cache.join("kernels"));
+    retort_model::configure(kernels.as_deref(), precision);
 }
 
 /// Has the allocator keep what is freed: the CPU device makes and drops tensors of megabytes by the

@@ -7,11 +7,14 @@ use retort_data::collection::Collection;
 use retort_data::{candidates, label_set, settings};
 use retort_label::ledger::{Reader, writer_of};
 use retort_label::{LabelSettings, Preflight};
-use retort_model::{Attention, DeviceChoice, Precision};
-use retort_trainer::TrainSettings;
+use retort_model::{
+    Attention, Device, DeviceChoice, Error, Precision, Trial, is_software, try_out,
+};
+use retort_trainer::{Run, TrainSettings};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
+use crate::device::set_up;
 use crate::{label, memory, progress};
 
 #[derive(Args)]
@@ -24,14 +27,21 @@ pub(crate) struct Arguments {
     /// Override one setting; may be given again
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
     overrides: Vec<String>,
+
+    /// Try this device alone, a software adapter too: cpu, wgpu or cuda
+    #[arg(long)]
+    device: Option<DeviceChoice>,
 }
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let mut report = Report::default();
-    let devices = devices();
-    report.say("devices", &devices.join("\n"), &json!(devices));
+    set_up(Precision::F32);
+    match arguments.device {
+        Some(choice) => report.note("device", device(choice, |_| true).map_err(Into::into)),
+        None => devices(&mut report),
+    }
     if let Some(config) = &arguments.config {
-        let checked = of_job(&mut report, config, &arguments.overrides);
+        let checked = of_job(&mut report, config, arguments);
         report.note("config", checked.map(|()| (String::new(), Value::Null)));
     }
     progress::summary(as_json, &report.lines.join("\n"), &json!(report.json));
@@ -39,23 +49,70 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
 }
 
 /// Every choice of a device, and what it comes to here.
-fn devices() -> Vec<String> {
-    let choices = [
+fn devices(report: &mut Report) {
+    let (mut lines, mut json) = (Vec::new(), Map::new());
+    for choice in [
         DeviceChoice::Auto,
         DeviceChoice::Cpu,
         DeviceChoice::Wgpu,
         DeviceChoice::Cuda,
-    ];
-    let found = |choice| match retort_model::choose(choice) {
-        Ok((device, which)) => {
-            let precisions = listed(&Precision::of(&device));
-            let attentions = listed(&Attention::of(&device));
-            format!("{choice}: {which}; trains in {precisions}; attention {attentions}")
-        }
-        // That a machine has no GPU is no fault.
-        Err(error) => format!("{choice}: {error}"),
-    };
-    choices.map(found).to_vec()
+    ] {
+        // `auto` is one of the others, and software takes its time.
+        let is_tried = |device: &Device| choice != DeviceChoice::Auto && !is_software(device);
+        let (line, about) = device(choice, is_tried).unwrap_or_else(|error| {
+            let problem = error.to_string();
+            let about = json!({"problem": problem});
+            // That a machine has no GPU is no fault.
+            if !matches!(
+                error,
+                Error::DeviceNotFound { .. } | Error::DeviceNotBuilt { .. }
+            ) {
+                report.first_problem.get_or_insert(error.into());
+            }
+            (problem, about)
+        });
+        lines.push(format!("{choice}: {line}"));
+        json.insert(choice.to_string(), about);
+    }
+    report.say("devices", &lines.join("\n"), &Value::Object(json));
+}
+
+fn device(
+    choice: DeviceChoice,
+    is_tried: impl Fn(&Device) -> bool,
+) -> retort_model::Result<(String, Value)> {
+    let (device, which) = retort_model::choose(choice)?;
+    let (precisions, attentions) = (Precision::of(&device), Attention::of(&device));
+    let mut json = json!({
+        "device": which,
+        "precisions": precisions,
+        "attentions": attentions,
+        "memory": device.memory_capacity(),
+    });
+    let mut said = vec![which];
+    if let Some(bytes) = device.memory_capacity() {
+        said.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+    }
+    said.push(format!("trains in {}", listed(&precisions)));
+    said.push(format!("attention {}", listed(&attentions)));
+    if device != Device::flex() && is_tried(&device) {
+        let Trial {
+            of_logits,
+            of_gradients,
+            seconds,
+        } = try_out(&device)?;
+        let seconds = seconds.as_secs_f64();
+        said.push(format!(
+            "computes what the CPU does within {of_logits:.0e}, and gradients within \
+             {of_gradients:.0e} ({seconds:.1} s)"
+        ));
+        json["trial"] = json!({
+            "logits": of_logits,
+            "gradients": of_gradients,
+            "seconds": seconds,
+        });
+    }
+    Ok((said.join("; "), json))
 }
 
 fn listed(names: &[impl ToString]) -> String {
@@ -95,14 +152,16 @@ impl Report {
     }
 }
 
-fn of_job(report: &mut Report, config: &Path, overrides: &[String]) -> anyhow::Result<()> {
+fn of_job(report: &mut Report, config: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    let overrides = &arguments.overrides;
     let sections: Map<String, Value> = settings::read(config, overrides)?;
     if sections.contains_key("teacher") {
         memory::keep_private();
         of_labelling(report, &settings::read(config, overrides)?);
     } else {
         let settings: TrainSettings = settings::read(config, overrides)?;
-        report.note("training", training(&settings));
+        let choice = arguments.device.unwrap_or_default();
+        report.note("training", training(&settings, choice));
     }
     Ok(())
 }
@@ -147,9 +206,23 @@ fn preflight(settings: &LabelSettings) -> anyhow::Result<(String, Value)> {
     Ok((lines.join("\n"), json!(found)))
 }
 
-/// Reads all that a training job reads but the base model, which may have to be fetched.
-fn training(settings: &TrainSettings) -> anyhow::Result<(String, Value)> {
+/// Reads all that a training job reads, of base models those that need not be fetched.
+fn training(settings: &TrainSettings, choice: DeviceChoice) -> anyhow::Result<(String, Value)> {
     settings.check()?;
+    let base = Path::new(&settings.model.init);
+    let (device, _) = retort_model::choose(choice)?;
+    if base.is_dir() {
+        let run = Run {
+            settings,
+            folder: Path::new(""),
+            allowed_changes: &[],
+            base,
+            device: &device,
+        };
+        run.check_base()?;
+    } else {
+        settings.check_device(&device)?;
+    }
     let data = &settings.data;
     let collection = Collection::read(&data.collection)?;
     let mut labels = 0;

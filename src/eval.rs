@@ -63,10 +63,10 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         students: arguments.students,
         same_epochs: arguments.same_epochs,
     };
-    let mut display = Display::new();
+    let mut display = Display::new(started);
     let curve = retort_trainer::curve(&run, &wanted, |event| match event {
         CurveEvent::Student { queries, seed } => {
-            display = Display::new();
+            display = Display::new(Instant::now());
             display.say(&format!("a student of {queries} queries, seed {seed}"));
         }
         CurveEvent::Training(event) => display.show(&event),

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io::ErrorKind;
-use std::process::ExitCode;
 
 use retort_data::Error as DataError;
 use retort_export::Error as ExportError;
@@ -25,12 +24,12 @@ const TERMINATED: u8 = 143;
 
 /// Prints the error and its causes to stderr and returns its exit code.
 #[expect(clippy::print_stderr, reason = "the one place that prints an error")]
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error) -> u8 {
     eprintln!("error: {error}");
     for cause in error.chain().skip(1) {
         eprintln!("  caused by: {cause}");
     }
-    ExitCode::from(error.chain().find_map(code).unwrap_or(FAILED))
+    error.chain().find_map(code).unwrap_or(FAILED)
 }
 
 /// The code of an error that has one of its own.
@@ -87,7 +86,7 @@ fn of_trainer(error: &TrainerError) -> u8 {
         TrainerError::Io(error) => of_io(error),
         TrainerError::Data(error) => of_data(error),
         TrainerError::Model(error) => of_model(error),
-        TrainerError::Setting { .. } => CONFIGURATION,
+        TrainerError::Setting { .. } | TrainerError::OutOfMemory { .. } => CONFIGURATION,
         TrainerError::Run { .. } | TrainerError::Changed { .. } => BAD_DATA,
         TrainerError::NotFinite { .. } => INTERNAL,
         TrainerError::Busy { .. } => TRANSIENT,
@@ -101,10 +100,12 @@ fn of_model(error: &ModelError) -> u8 {
         ModelError::UnknownDevice(_)
         | ModelError::DeviceNotBuilt { .. }
         | ModelError::DeviceNotFound { .. }
+        | ModelError::DeviceNotOpened { .. }
+        | ModelError::OutOfMemory { .. }
         | ModelError::Precision { .. }
         | ModelError::Attention { .. }
         | ModelError::Layers { .. } => CONFIGURATION,
-        ModelError::Device(_) => TRANSIENT,
+        ModelError::Device { .. } => TRANSIENT,
         _ => BAD_DATA,
     }
 }

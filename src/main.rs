@@ -82,15 +82,17 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::report(&error),
+        Err(error) => ExitCode::from(exit::report(&error)),
     }
 }
 
 fn log_to_stderr(verbose: bool) {
+    // What goes wrong in Burn's kernels comes back as an error; on the way they warn of each candidate
+    // that tuning had no use for.
     let default = if verbose {
         "warn,retort=debug"
     } else {
-        "warn,retort=info"
+        "warn,retort=info,burn=off,cube=off,wgpu=off,turso=off"
     };
     let filter = EnvFilter::try_from_env("RETORT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()

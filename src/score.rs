@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use retort_data::Error;
 use retort_export::Scorer;
+use retort_model::Precision;
 use serde::Deserialize;
 
 use crate::device::DeviceArguments;
@@ -31,7 +32,7 @@ const PAIRS_AT_A_TIME: usize = 512;
 
 /// Reads `{"query", "document"}` lines from stdin and writes `{"logit", "score"}` lines, in order.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let (device, which) = arguments.device.choose()?;
+    let (device, which) = arguments.device.choose(Precision::F32)?;
     tracing::info!("device: {which}");
     let scorer = Scorer::open(&arguments.directory, &device)?;
     let mut lines = io::stdin().lock().split(b'\n').enumerate();

@@ -65,9 +65,15 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         base: &base,
         device: &device,
     };
-    let mut display = Display::new();
+    let mut display = Display::new(started);
     let outcome = retort_trainer::train(&run, |event| display.show(&event));
     display.bar.finish_and_clear();
+    if outcome.is_err()
+        && let Some(step) = retort_trainer::last_step(&folder)
+    {
+        let folder = folder.display();
+        tracing::info!("step {step} is kept: retort train --resume {folder} goes on from there");
+    }
     let outcome = outcome?;
     link_latest(&folder);
 
@@ -97,6 +103,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
             "dev_ndcg@10": outcome.dev_ndcg,
             "verdict": outcome.verdict.to_json(),
             "warnings": display.warnings,
+            "seconds_to_first_step": display.to_first_step,
             "seconds": seconds,
         }),
     );
@@ -148,6 +155,11 @@ fn link_latest(run: &Path) {
 /// A bar where stderr is a terminal, else a line every few steps.
 pub(crate) struct Display {
     pub(crate) bar: ProgressBar,
+    /// When the command was.
+    begun: Instant,
+    /// Seconds from there to the end of the first step, which on GPUs has kernels to compile.
+    to_first_step: Option<f64>,
+    /// When the stage was.
     started: Instant,
     pairs: usize,
     steps: usize,
@@ -159,10 +171,12 @@ pub(crate) struct Display {
 const STEPS_PER_LINE: usize = 10;
 
 impl Display {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(begun: Instant) -> Self {
         let bar = progress::bar(0, "train");
         Self {
             bar,
+            begun,
+            to_first_step: None,
             started: Instant::now(),
             pairs: 0,
             steps: 0,
@@ -192,6 +206,13 @@ impl Display {
                 ));
             }
             Event::Step(made) => {
+                if self.to_first_step.is_none() {
+                    let seconds = self.begun.elapsed().as_secs_f64();
+                    self.to_first_step = Some(seconds);
+                    self.say(&format!(
+                        "the first step took {seconds:.1} s from the start"
+                    ));
+                }
                 if let (true, Some(scale)) = (made.skipped, made.loss_scale) {
                     self.say(&format!(
                         "step {} | skipped: with a loss scaled by {scale}, the gradient overflows; \

@@ -112,6 +112,12 @@ fn a_curve_has_a_student_a_point_beside_the_teacher_and_gets_more_points() {
 fn a_curve_of_all_queries_is_what_training_makes() {
     let job = SmallJob::new();
     succeed(&mut draw(&job, "curve", &["--queries", "24"]));
+    let mut resume = retort();
+    resume
+        .args(["train", "--device", "cpu", "--resume"])
+        .arg(job.path("curve"));
+    let said = fail(&mut resume, 65);
+    assert!(said.contains("is a learning curve's folder"), "{said}");
     succeed(&mut job.train("run"));
     let verdict = read_json(&job.path("run/verdict.json"));
     let system = |name: &str| {

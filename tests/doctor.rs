@@ -128,6 +128,33 @@ fn doctor_checks_a_training_job() {
         let said = fail(&mut doctor, 65);
         assert!(said.contains("nowhere"), "{said}");
     }
+    // A base model that is a folder is read, and held against the settings and the device.
+    for (setting, code, expected) in [
+        ("data.max_tokens=65", 78, "64 positions"),
+        ("model.keep_layers=[0, 2]", 78, "cannot be kept"),
+        ("model.precision=\"tf32\"", 78, "does not train in tf32"),
+        (
+            "model.attention=\"fused\"",
+            78,
+            "attention can't be fused here",
+        ),
+        (
+            "model.init=\"tests/golden/losses\"",
+            65,
+            "config.json is missing",
+        ),
+    ] {
+        let mut doctor = retort();
+        doctor.args(["doctor", "--device", "cpu", "--config", "configs/demo.toml"]);
+        doctor.args([
+            "--set",
+            "model.init=tests/golden/bert",
+            "--set",
+            "data.max_tokens=64",
+        ]);
+        let said = fail(doctor.args(["--set", setting]), code);
+        assert!(said.contains(expected), "{setting}: {said}");
+    }
     let mut misspelt = retort();
     misspelt.args(["doctor", "--config", "configs/label.toml"]);
     let said = fail(misspelt.args(["--set", "teacher.modle=x"]), 65);

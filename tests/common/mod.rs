@@ -91,27 +91,31 @@ impl SmallJob {
         let mut command = retort();
         command.args(["train", "--device", "cpu", "--config", "configs/demo.toml"]);
         command.arg("--out").arg(self.path(out));
-        for (key, file) in [
+        for setting in self.settings() {
+            command.arg("--set").arg(setting);
+        }
+        command
+    }
+
+    /// What differs from the demo's settings.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let files = [
             ("data.labels", "labels"),
             ("evaluation.candidates", "dev.jsonl"),
             ("verdict.candidates", "test.jsonl"),
             ("verdict.teacher_labels", "test-labels"),
-        ] {
-            command
-                .arg("--set")
-                .arg(format!("{key}={}", self.path(file).display()));
-        }
-        for setting in [
+        ];
+        let files = files.map(|(key, file)| format!("{key}={}", self.path(file).display()));
+        let others = [
             "model.init=tests/golden/bert",
             "model.dropout=0.1",
             "data.max_tokens=64",
             "optimizer.learning_rate=1e-3",
             "evaluation.every_steps=5",
             "schedule.epochs=2",
-        ] {
-            command.args(["--set", setting]);
-        }
-        command
+        ];
+        let others = others.map(str::to_owned);
+        files.into_iter().chain(others).collect()
     }
 }
 

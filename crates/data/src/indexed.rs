@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufRead, BufReader, BufWriter, IntoInnerError, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use retort_files::Scratch;
 use serde::de::DeserializeOwned;
 
 use crate::lines::Lines;
@@ -43,7 +44,7 @@ impl<T: Row> Indexed<T> {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut lines = Lines::open(path)?;
         let mut unpacked = if lines.is_packed() {
-            Some(BufWriter::new(retort_files::scratch_file()?))
+            Some(Scratch::new()?)
         } else {
             None
         };
@@ -66,7 +67,7 @@ impl<T: Row> Indexed<T> {
             }
         }
         let bytes = match unpacked {
-            Some(unpacked) => unpacked.into_inner().map_err(IntoInnerError::into_error)?,
+            Some(unpacked) => unpacked.finish()?,
             None => fs_err::File::open(path)?.into_parts().0,
         };
         Self::of(path, bytes, index)
@@ -78,7 +79,7 @@ impl<T: Row> Indexed<T> {
     where
         T: serde::Serialize,
     {
-        let mut bytes = BufWriter::new(retort_files::scratch_file()?);
+        let mut bytes = Scratch::new()?;
         let mut index = Index::default();
         let mut written = 0;
         for row in rows {
@@ -87,7 +88,7 @@ impl<T: Row> Indexed<T> {
             index.add(row.id(), written);
             written += line.len() as u64;
         }
-        let bytes = bytes.into_inner().map_err(IntoInnerError::into_error)?;
+        let bytes = bytes.finish()?;
         Self::of(path, bytes, index)
     }
 

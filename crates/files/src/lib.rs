@@ -5,7 +5,7 @@
 //! old content or the new and never a mixture. A directory is written under a `.partial` name and
 //! renamed when complete. What a killed process left of either goes when the target is next written.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, IntoInnerError, Read, Write};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -71,17 +71,52 @@ pub fn write_new_directory<E: From<io::Error>>(
     filled
 }
 
-/// An empty file without a name, which is gone when it is closed, however the process ends: for what
-/// memory need not hold. It is made in `TMPDIR`, else in `/var/tmp`, because `/tmp` is memory on
-/// many machines.
-///
-/// # Errors
-/// An I/O error that names the folder.
-pub fn scratch_file() -> io::Result<std::fs::File> {
-    in_scratch(tempfile::tempfile_in)
+/// A file without a name that is being written, which is gone when it is closed, however the process
+/// ends: for what memory need not hold. It is made in `TMPDIR`, else in `/var/tmp`, because `/tmp` is
+/// memory on many machines. Its errors name the folder.
+pub struct Scratch {
+    file: BufWriter<std::fs::File>,
+    folder: PathBuf,
 }
 
-/// As [`scratch_file`], a folder; a process that is killed leaves it behind.
+impl Scratch {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// An I/O error that names the folder.
+    pub fn new() -> io::Result<Self> {
+        in_scratch(|folder| {
+            Ok(Self {
+                file: BufWriter::new(tempfile::tempfile_in(&folder)?),
+                folder,
+            })
+        })
+    }
+
+    /// All that was written, to be read.
+    ///
+    /// # Errors
+    /// A disk that is full.
+    pub fn finish(self) -> io::Result<std::fs::File> {
+        let Self { file, folder } = self;
+        let file = file.into_inner().map_err(IntoInnerError::into_error);
+        file.map_err(|error| of_scratch(&folder, &error))
+    }
+}
+
+impl Write for Scratch {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        written.map_err(|error| of_scratch(&self.folder, &error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.file.flush();
+        flushed.map_err(|error| of_scratch(&self.folder, &error))
+    }
+}
+
+/// As [`Scratch`], a folder; a process that is killed leaves it behind.
 ///
 /// # Errors
 /// An I/O error that names the folder.
@@ -99,13 +134,15 @@ fn in_scratch<T>(make: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
         None if large.is_dir() => large.to_owned(),
         _ => std::env::temp_dir(),
     };
-    make(folder.clone()).map_err(|error| {
-        let folder = folder.display();
-        io::Error::new(
-            error.kind(),
-            format!("no temporary file in {folder}: {error}; set TMPDIR to a folder with room"),
-        )
-    })
+    make(folder.clone()).map_err(|error| of_scratch(&folder, &error))
+}
+
+fn of_scratch(folder: &Path, error: &io::Error) -> io::Error {
+    let folder = folder.display();
+    io::Error::new(
+        error.kind(),
+        format!("no temporary file in {folder}: {error}; set TMPDIR to a folder with room"),
+    )
 }
 
 /// Gives `from` the name `to`, replacing what has it, and makes that durable.
@@ -322,8 +359,9 @@ mod tests {
     fn a_scratch_file_takes_and_gives_back() {
         use std::io::Seek;
 
-        let mut file = scratch_file().unwrap();
-        file.write_all(b"kept for a while").unwrap();
+        let mut scratch = Scratch::new().unwrap();
+        scratch.write_all(b"kept for a while").unwrap();
+        let mut file = scratch.finish().unwrap();
         file.rewind().unwrap();
         let mut read = String::new();
         file.read_to_string(&mut read).unwrap();

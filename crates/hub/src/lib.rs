@@ -78,6 +78,12 @@ pub fn base_model(
     named_model(init, revision, &Settings::from_environment(cache), PINNED)
 }
 
+/// Retort's folder for what can be had again: `$RETORT_CACHE`, `$XDG_CACHE_HOME/retort` or
+/// `~/.cache/retort`. None where no home directory is known either.
+pub fn cache_folder() -> Option<PathBuf> {
+    Settings::from_environment(None).cache
+}
+
 fn named_model(
     name: &str,
     revision: Option<&str>,

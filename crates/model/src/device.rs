@@ -6,12 +6,12 @@ use std::str::FromStr;
 use burn::tensor::Device;
 #[cfg(feature = "wgpu")]
 use burn::tensor::DeviceKind;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "gpu")]
 use burn::tensor::DeviceType;
 
 use crate::error::{Error, Result};
-#[cfg(feature = "cuda")]
-use crate::precision::cuts_to_tf32;
+#[cfg(feature = "gpu")]
+use crate::guard::guard;
 
 /// What the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,6 +66,18 @@ pub fn choose(choice: DeviceChoice) -> Result<(Device, String)> {
     }
 }
 
+/// Whether a GPU is imitated by the CPU.
+#[cfg(feature = "wgpu")]
+pub fn is_software(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::wgpu(DeviceKind::Cpu)
+}
+
+/// Whether a GPU is imitated by the CPU.
+#[cfg(not(feature = "wgpu"))]
+pub fn is_software(_: &Device) -> bool {
+    false
+}
+
 fn best() -> (Device, String) {
     let mut without = Vec::new();
     for (name, find) in [
@@ -74,10 +86,14 @@ fn best() -> (Device, String) {
     ] {
         match find() {
             Ok(found) => return found,
+            Err(Error::DeviceNotBuilt { .. }) => {
+                without.push(format!("this build has no {name} support"));
+            }
             Err(Error::DeviceNotFound { .. }) => {
                 without.push(format!("no GPU was found through {name}"));
             }
-            Err(_) => without.push(format!("this build has no {name} support")),
+            // One that is there and can't be used is worth the reason.
+            Err(error) => without.push(error.to_string()),
         }
     }
     (
@@ -93,21 +109,18 @@ fn cpu_name() -> String {
 
 #[cfg(feature = "cuda")]
 fn cuda() -> Result<(Device, String)> {
-    if Device::enumerate(DeviceType::Cuda).is_empty() {
-        let hint = "it takes an NVIDIA GPU and its driver (nvidia-smi shows both)";
-        return Err(Error::DeviceNotFound {
-            device: "cuda",
-            hint,
-        });
-    }
     let device = Device::cuda(0);
-    let products = if cuts_to_tf32(&device) {
-        ", which cuts 32-bit products to TF32"
-    } else {
-        ""
-    };
-    let why = format!("{} through CUDA{products}", adapter_name(&device));
-    Ok((device, why))
+    opened("cuda", "CUDA", &device, || {
+        if Device::enumerate(DeviceType::Cuda).is_empty() {
+            let hint =
+                "it takes an NVIDIA GPU and a driver of CUDA 11.4 or newer (nvidia-smi shows both)";
+            return Err(Error::DeviceNotFound {
+                device: "cuda",
+                hint,
+            });
+        }
+        Ok(device.clone())
+    })
 }
 
 #[cfg(feature = "cuda")]
@@ -127,30 +140,22 @@ fn cuda() -> Result<(Device, String)> {
 
 /// A GPU, or else a software adapter.
 fn wgpu() -> Result<(Device, String)> {
-    gpu().or_else(|without| software_adapter().ok_or(without))
+    match gpu() {
+        Err(without @ Error::DeviceNotFound { .. }) => match software_adapter() {
+            Err(Error::DeviceNotFound { .. }) => Err(without),
+            found => found,
+        },
+        found => found,
+    }
 }
 
 #[cfg(feature = "wgpu")]
 fn gpu() -> Result<(Device, String)> {
-    let found = Device::enumerate(DeviceType::Wgpu);
-    let kinds = [
+    through_wgpu(&[
         DeviceKind::DiscreteGpu(0),
         DeviceKind::IntegratedGpu(0),
         DeviceKind::VirtualGpu(0),
-    ];
-    let Some(device) = kinds
-        .map(Device::wgpu)
-        .into_iter()
-        .find(|device| found.contains(device))
-    else {
-        let hint = "it takes a driver for Vulkan, Metal or DX12 (vulkaninfo lists Vulkan's)";
-        return Err(Error::DeviceNotFound {
-            device: "wgpu",
-            hint,
-        });
-    };
-    let why = format!("{} through wgpu", adapter_name(&device));
-    Ok((device, why))
+    ])
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -159,29 +164,53 @@ fn gpu() -> Result<(Device, String)> {
 }
 
 #[cfg(feature = "wgpu")]
-fn software_adapter() -> Option<(Device, String)> {
-    let device = Device::wgpu(DeviceKind::Cpu);
-    Device::enumerate(DeviceType::Wgpu).contains(&device).then(|| {
-        let why = format!(
-            "{} through wgpu, a software adapter: slower than the CPU device, good for tests only",
-            adapter_name(&device)
-        );
-        (device, why)
-    })
+fn software_adapter() -> Result<(Device, String)> {
+    let (device, which) = through_wgpu(&[DeviceKind::Cpu])?;
+    let why =
+        format!("{which}, a software adapter: slower than the CPU device, good for tests only");
+    Ok((device, why))
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn software_adapter() -> Option<(Device, String)> {
-    None
+fn software_adapter() -> Result<(Device, String)> {
+    gpu()
 }
 
-/// Opens the device: only for one that was found.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn adapter_name(device: &Device) -> String {
-    device.identity().map_or_else(
-        || "a device without a name".to_owned(),
-        |identity| identity.name,
-    )
+/// The first of these kinds that is there.
+#[cfg(feature = "wgpu")]
+fn through_wgpu(kinds: &[DeviceKind]) -> Result<(Device, String)> {
+    let devices: Vec<Device> = kinds.iter().cloned().map(Device::wgpu).collect();
+    opened("wgpu", "wgpu", &devices[0], || {
+        let found = Device::enumerate(DeviceType::Wgpu);
+        let device = devices.iter().find(|device| found.contains(device));
+        device.cloned().ok_or(Error::DeviceNotFound {
+            device: "wgpu",
+            hint: "it takes a driver for Vulkan, Metal or DX12 (vulkaninfo lists Vulkan's)",
+        })
+    })
+}
+
+/// Opens the device that is found, and says its name and how it is reached. `first` is one of those that
+/// are looked for.
+#[cfg(feature = "gpu")]
+fn opened(
+    device: &'static str,
+    interface: &str,
+    first: &Device,
+    find: impl FnOnce() -> Result<Device>,
+) -> Result<(Device, String)> {
+    let opened = guard(first, || {
+        let found = find()?;
+        let name = found.identity().map(|identity| identity.name);
+        let name = name.unwrap_or_else(|| "a device without a name".to_owned());
+        Ok((found, format!("{name} through {interface}")))
+    });
+    opened.map_err(|error| match error {
+        Error::Device { said } | Error::OutOfMemory { said } => {
+            Error::DeviceNotOpened { device, said }
+        }
+        other => other,
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::TensorReadError;
+
 use crate::attention::Attention;
 use crate::precision::Precision;
 
@@ -238,9 +240,19 @@ pub enum Error {
         size: usize,
     },
 
-    /// The device failed while its result was read back.
-    #[error("the device failed to compute: retry with fewer tokens per batch, or on the CPU")]
-    Device(#[from] burn::tensor::TensorReadError),
+    /// The device, its driver or what is between failed.
+    #[error("the device failed: {said}")]
+    Device {
+        /// What it said.
+        said: String,
+    },
+
+    /// The device has too little memory.
+    #[error("the device has too little memory: {said}")]
+    OutOfMemory {
+        /// What it said.
+        said: String,
+    },
 
     /// A device name that is none.
     #[error("{0:?} is no device: use auto, cpu, wgpu or cuda")]
@@ -271,6 +283,19 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// The chosen device is there, but can't be used.
+    #[error(
+        "the {device} device can't be opened ({said}): another program may have all of its memory, or \
+         its driver be too old, or not fit the kernel since an update (then restart the machine); or \
+         choose another device"
+    )]
+    DeviceNotOpened {
+        /// The device.
+        device: &'static str,
+        /// What it or its driver said.
+        said: String,
+    },
+
     /// The chosen device is in this build, but not in this machine.
     #[error("no {device} device was found: {hint}, or choose another device")]
     DeviceNotFound {
@@ -279,4 +304,42 @@ pub enum Error {
         /// What such a device needs.
         hint: &'static str,
     },
+}
+
+impl Error {
+    /// Of what a device said when it failed, in however many lines.
+    pub(crate) fn of_device(said: &str) -> Self {
+        // Each comes with notes on where it was not looked for.
+        let is_told = |line: &&str| {
+            !line.is_empty() && !line.starts_with("No backtrace") && !line.starts_with("Asked at")
+        };
+        let lines = || said.lines().map(str::trim).filter(is_told);
+        let of_memory = |line: &&str| {
+            let line = line.to_lowercase().replace('_', " ");
+            line.contains("out of memory") || line.contains("can't allocate buffer")
+        };
+        match lines().find(of_memory) {
+            Some(line) => Self::OutOfMemory {
+                said: line.to_owned(),
+            },
+            None => Self::Device {
+                said: lines()
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .replace(" Caused by: ", ": "),
+            },
+        }
+    }
+}
+
+impl From<TensorReadError> for Error {
+    fn from(error: TensorReadError) -> Self {
+        let mut said = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            said = format!("{said}\n{error}");
+            cause = error.source();
+        }
+        Self::of_device(&said)
+    }
 }

@@ -3,6 +3,7 @@
 //! Shapes: `B` pairs (or texts), `T` tokens of the longest, `D` hidden width.
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -15,8 +16,9 @@ use tokenizers::{
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, Classifier, CrossEncoder};
 use crate::error::{Error, Result};
+use crate::guard::{answered, guard};
 use crate::host::HostBert;
-use crate::parallel::{parallel_map, parallelism};
+use crate::parallel::{is_cpu, parallel_map, parallelism};
 
 /// One tokenised pair or text, with its special tokens and without padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -269,6 +271,9 @@ impl CrossEncoder {
     }
 }
 
+/// Batches that a GPU has before it when it is asked what came of one, so that it never waits.
+const AHEAD: usize = 4;
+
 /// One row of output per input, in the order of the inputs.
 fn run(
     model: &CrossEncoder,
@@ -282,13 +287,34 @@ fn run(
     let device = model.device();
     let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
     let buckets = length_buckets(&lengths, tokens_per_batch);
-    let outputs = parallel_map(&buckets, parallelism(&device), |bucket| {
+    let ask = |bucket: &Vec<usize>| {
         let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
-        let batch = Batch::new(&inputs, model.config().pad_token_id, &device);
-        let output = output(&model, &batch);
+        output(
+            &model,
+            &Batch::new(&inputs, model.config().pad_token_id, &device),
+        )
+    };
+    let answer = |output: Tensor<2>| {
         let [_, width] = output.dims();
         Ok::<_, Error>((width, output.try_into_vec_as::<f32>()?))
-    });
+    };
+    let outputs: Vec<Result<(usize, Vec<f32>)>> = if is_cpu(&device) {
+        let threads = parallelism(&device);
+        parallel_map(&buckets, threads, |bucket| answer(ask(bucket)))
+    } else {
+        guard(&device, || {
+            let (mut asked, mut answers) = (VecDeque::new(), Vec::new());
+            for bucket in &buckets {
+                asked.push_back(ask(bucket));
+                if asked.len() > AHEAD {
+                    answers.extend(asked.pop_front().map(answer));
+                    answered();
+                }
+            }
+            answers.extend(asked.into_iter().map(answer));
+            Ok::<_, Error>(answers)
+        })?
+    };
     let mut rows = vec![Vec::new(); encodings.len()];
     for (bucket, output) in buckets.into_iter().zip(outputs) {
         let (width, values) = output?;

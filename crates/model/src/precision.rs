@@ -1,7 +1,6 @@
 //! What is computed in what.
 
 use std::fmt;
-use std::path::Path;
 
 use burn::nn::Linear;
 use burn::tensor::{Device, FloatDType, Tensor, module};
@@ -16,15 +15,16 @@ use crate::error::{Error, Result};
 /// way through them gradients take back. All else has 32 bits under each: parameters, gradients and
 /// what an optimiser keeps of them, sums of residuals, biases, layer norms, softmax, GELU, the layers
 /// on top of the encoder, the loss. So have scores outside of training, whatever the policy: what is
-/// evaluated is what is stored. Whether CUDA may cut products of 32-bit numbers to TF32 is one choice
-/// for all of a process, which the device's line in the log tells.
+/// evaluated is what is stored. CUDA cuts the operands of 32-bit products to TF32 where
+/// [`configure`](crate::configure) was called with a policy of fewer bits than those of
+/// [`Precision::F32`]: that is one choice for all of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Products of 32-bit numbers.
     #[default]
     F32,
-    /// The same, and CUDA has to cut operands to TF32: the range of 32 bits, 10 bits of fraction.
+    /// The same, of which CUDA cuts the operands to TF32: the range of 32 bits, 10 bits of fraction.
     Tf32,
     /// Operands are cast to bfloat16: the range of 32 bits, 7 bits of fraction.
     Bf16,
@@ -50,9 +50,6 @@ impl Precision {
         let has = |dtype| device.supports_dtype(dtype);
         let hint = match self {
             Self::Tf32 if !is_cuda(device) => "it is CUDA's alone: choose \"f32\"",
-            Self::Tf32 if !cuts_to_tf32(device) => {
-                "cubek.toml says [matmul] allow_tf32 = false: take that out, or choose \"f32\""
-            }
             Self::Bf16 if !has(FloatDType::BF16) && has(FloatDType::F16) => {
                 "CUDA and, slowly, the CPU have it: choose \"f16\", \"f32\" or one of these devices"
             }
@@ -123,53 +120,6 @@ impl fmt::Display for Precision {
     }
 }
 
-/// Whether the device's products cut 32-bit operands to TF32: CUDA's do, where it has tensor cores,
-/// unless told otherwise.
-pub(crate) fn cuts_to_tf32(device: &Device) -> bool {
-    is_cuda(device) && std::env::current_dir().map_or(true, |folder| allows_tf32(&folder))
-}
-
-/// What Burn's kernels will find when they look for their settings. They look once, when they first
-/// multiply, in the working directory and those above it, and take the first file that they can read;
-/// there is no other way to them.
-fn allows_tf32(folder: &Path) -> bool {
-    #[derive(Deserialize)]
-    #[serde(default)]
-    struct Matmul {
-        allow_tf32: bool,
-    }
-
-    impl Default for Matmul {
-        fn default() -> Self {
-            Self { allow_tf32: true }
-        }
-    }
-
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Kernels {
-        matmul: Matmul,
-    }
-
-    #[derive(Deserialize)]
-    struct Burn {
-        cubek: Kernels,
-    }
-
-    let read = |folder: &Path, name: &str| fs_err::read_to_string(folder.join(name)).ok();
-    for folder in folder.ancestors() {
-        let own = ["cubek.toml", "CubeK.toml"].into_iter();
-        let own = own.filter_map(|name| toml::from_str(&read(folder, name)?).ok());
-        let shared = ["burn.toml", "Burn.toml"].into_iter();
-        let shared = shared.filter_map(|name| toml::from_str(&read(folder, name)?).ok());
-        let mut found = own.chain(shared.map(|burn: Burn| burn.cubek));
-        if let Some(Kernels { matmul }) = found.next() {
-            return matmul.allow_tf32;
-        }
-    }
-    Matmul::default().allow_tf32
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::DType;
@@ -193,28 +143,6 @@ mod tests {
             let name = serde_json::to_value(precision).unwrap();
             assert_eq!(name, precision.to_string());
         }
-    }
-
-    /// As `cubek-std` 0.4.0-pre.1 looks for it.
-    #[test]
-    fn tf32_is_allowed_unless_the_nearest_file_forbids_it() {
-        let root = tempfile::tempdir().unwrap();
-        let (above, here) = (root.path(), root.path().join("here"));
-        fs_err::create_dir(&here).unwrap();
-        assert!(allows_tf32(&here));
-        let write = |folder: &Path, name: &str, text: &str| {
-            fs_err::write(folder.join(name), text).unwrap();
-        };
-        write(above, "burn.toml", "[cubek.matmul]\nallow_tf32 = false");
-        assert!(!allows_tf32(&here));
-        // One that says nothing of these kernels is passed over, one that can't be read as well.
-        write(&here, "burn.toml", "[fusion.logger]\nlevel = \"medium\"");
-        write(&here, "cubek.toml", "[matmul]\nallow_tf32 = 3");
-        assert!(!allows_tf32(&here));
-        write(&here, "cubek.toml", "[other]\npolicy = 1");
-        assert!(allows_tf32(&here));
-        write(&here, "cubek.toml", "[matmul]\nallow_tf32 = false");
-        assert!(!allows_tf32(&here));
     }
 
     /// What is multiplied is rounded, and what comes out and goes back has 32 bits.

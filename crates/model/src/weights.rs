@@ -8,14 +8,13 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use crate::architecture::Names;
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Classifier, CrossEncoder};
+use crate::draw::Draw;
 use crate::error::{Error, Result};
 use crate::parameters::{ParameterMapper, ParameterVisitor};
 use crate::weight_files::{StoredTensor, stored_tensors, weights_path};
@@ -141,11 +140,10 @@ impl CrossEncoder {
             names,
             draw: match head {
                 Head::Required => None,
-                Head::New { seed } => Some(Draw {
-                    random: ChaCha8Rng::seed_from_u64(seed),
-                    deviation: self.config().initializer_range,
-                    modules: absent(names, &tensors),
-                }),
+                Head::New { seed } => Some((
+                    absent(names, &tensors),
+                    Draw::new(seed, self.config().initializer_range),
+                )),
             },
             tensors,
             error: None,
@@ -229,7 +227,8 @@ struct Fill<'a> {
     names: &'static Names,
     /// By name without the prefix: the name as stored, and the tensor.
     tensors: BTreeMap<String, (String, StoredTensor)>,
-    draw: Option<Draw>,
+    /// What the names begin with of what the file lacks, and where it comes from.
+    draw: Option<(Vec<String>, Draw)>,
     error: Option<Error>,
 }
 
@@ -269,8 +268,8 @@ impl Fill<'_> {
 
     fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let canonical = self.names.canonical(name);
-        if let Some(draw) = &mut self.draw
-            && draw.draws(&canonical)
+        if let Some((modules, draw)) = &mut self.draw
+            && modules.iter().any(|module| canonical.starts_with(module))
         {
             return Ok(draw.values(name, shape));
         }
@@ -315,48 +314,6 @@ fn absent<T>(names: &Names, tensors: &BTreeMap<String, T>) -> Vec<String> {
     let module = |(_, there): &(&str, &str)| format!("{}.", names.canonical(there));
     let is_absent = |module: &String| !tensors.keys().any(|name| name.starts_with(module));
     names.head.iter().map(module).filter(is_absent).collect()
-}
-
-/// Draws the parameters that a base model lacks.
-struct Draw {
-    random: ChaCha8Rng,
-    deviation: f64,
-    /// What their names begin with, prefix left out.
-    modules: Vec<String>,
-}
-
-impl Draw {
-    fn draws(&self, canonical: &str) -> bool {
-        self.modules
-            .iter()
-            .any(|module| canonical.starts_with(module))
-    }
-
-    fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
-        let count = shape.iter().product();
-        if name.ends_with("bias") {
-            return vec![0.0; count];
-        }
-        if shape.len() == 1 {
-            return vec![1.0; count];
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "weights have 32 bits")]
-        (0..count)
-            .map(|_| (self.normal() * self.deviation) as f32)
-            .collect()
-    }
-
-    /// A draw from the standard normal distribution, by Box and Muller.
-    fn normal(&mut self) -> f64 {
-        // In (0, 1]: the logarithm of 0 is no number.
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    /// A draw from [0, 1), in steps of 2^-32.
-    fn uniform(&mut self) -> f64 {
-        f64::from(self.random.next_u32()) / (f64::from(u32::MAX) + 1.0)
-    }
 }
 
 fn refuse_non_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {

@@ -100,11 +100,6 @@ impl Epoch {
         }
     }
 
-    /// Which it is, from 0.
-    pub(crate) fn number(&self) -> usize {
-        self.number
-    }
-
     /// One of its steps.
     ///
     /// # Errors
@@ -137,6 +132,46 @@ impl Epoch {
         Ok(Step {
             groups: groups.collect::<Result<_>>()?,
         })
+    }
+}
+
+/// The steps of all epochs.
+pub(crate) struct Steps<'a> {
+    dataset: &'a Dataset,
+    schedule: &'a ScheduleSettings,
+    seed: u64,
+    /// That of the step that was asked for last.
+    epoch: Option<Epoch>,
+}
+
+impl<'a> Steps<'a> {
+    pub(crate) fn of(dataset: &'a Dataset, schedule: &'a ScheduleSettings, seed: u64) -> Self {
+        Self {
+            dataset,
+            schedule,
+            seed,
+            epoch: None,
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        steps_per_epoch(self.dataset, self.schedule) * self.schedule.epochs
+    }
+
+    /// The step after so many.
+    ///
+    /// # Errors
+    /// A disk that fails.
+    pub(crate) fn after(&mut self, steps: usize) -> Result<Step> {
+        let per_epoch = steps_per_epoch(self.dataset, self.schedule);
+        let number = steps / per_epoch;
+        let epoch = match self.epoch.take() {
+            Some(epoch) if epoch.number == number => epoch,
+            _ => Epoch::of(self.dataset, self.schedule, self.seed, number),
+        };
+        let epoch = self.epoch.insert(epoch);
+        epoch.step(self.dataset, self.schedule, steps % per_epoch)
     }
 }
 

@@ -134,6 +134,12 @@ pub(crate) fn last(run: &Path) -> Result<Option<(PathBuf, State)>> {
     Ok(Some((folder, state)))
 }
 
+/// The step of the last checkpoint, which a run that was stopped goes on from; none before the first.
+pub fn last_step(run: &Path) -> Option<usize> {
+    let (_, state) = last(run).ok().flatten()?;
+    Some(state.step)
+}
+
 /// Removes what was being written, and what was not yet removed, when a process was killed.
 pub(crate) fn tidy(run: &Path, keep: usize) -> Result<()> {
     for entry in fs::read_dir(run.join("steps"))? {
@@ -166,10 +172,25 @@ pub fn best_model(run: &Path) -> Result<PathBuf> {
 /// # Errors
 /// When the folder is not a run's, or its settings can't be read.
 pub fn settings(run: &Path, overrides: &[String]) -> Result<TrainSettings> {
-    let path = run.join(SETTINGS);
+    let settings = settings_of(run, overrides)?;
+    if run.join("steps").is_dir() {
+        return Ok(settings);
+    }
+    Err(Error::Run {
+        folder: run.to_owned(),
+        problem:
+            "is a learning curve's folder, and no run: retort eval --curve, as it was begun, goes \
+                  on with it"
+                .to_owned(),
+    })
+}
+
+/// The same of a learning curve, too.
+pub(crate) fn settings_of(folder: &Path, overrides: &[String]) -> Result<TrainSettings> {
+    let path = folder.join(SETTINGS);
     if !path.exists() {
         return Err(Error::Run {
-            folder: run.to_owned(),
+            folder: folder.to_owned(),
             problem: format!("is no run: it has no {SETTINGS}"),
         });
     }

@@ -333,9 +333,11 @@ impl Subject {
             checkpoint::read_json(&kept)?
         } else {
             let mut training = |event: Event| report(CurveEvent::Training(event));
-            let fitted = fit(run, &mut training)?;
-            training(Event::Stage("measuring"));
-            let worth = self.measure(run, &fitted.model)?;
+            let worth = run.guarded(|| {
+                let fitted = fit(run, &mut training)?;
+                training(Event::Stage("measuring"));
+                self.measure(run, &fitted.model)
+            })?;
             retort_files::write_atomic(&kept, &checkpoint::to_json(&worth))?;
             worth
         };

@@ -45,6 +45,19 @@ pub enum Error {
         queries: String,
     },
 
+    /// The device has too little memory for the settings.
+    #[error(
+        "the device has too little memory: {said}. Lower schedule.queries_per_step, now \
+         {queries_per_step}, and raise schedule.accumulate by as much, so that a step stays what it is; \
+         then lower schedule.documents_per_query, data.max_tokens or schedule.tokens_per_pass"
+    )]
+    OutOfMemory {
+        /// What the device said.
+        said: String,
+        /// The setting.
+        queries_per_step: usize,
+    },
+
     /// A run would go on with other settings or inputs than it was started with.
     #[error("{}", changed(folder, changes, *can_be_allowed))]
     Changed {

@@ -6,6 +6,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor};
 use retort_model::{CrossEncoder, ParameterVisitor};
 
+use crate::Result;
 use crate::vectors::{add, from_host, sum_of_squares};
 
 /// Gradients by Hugging Face name, flattened, without autodiff.
@@ -60,10 +61,12 @@ impl NamedGradients {
     }
 
     /// The norm of the loss's own gradients, over all parameters together.
-    pub(crate) fn norm(&self) -> f64 {
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn norm(&self) -> Result<f64> {
         // Summed in the order of names, so that the same gradients give the same norm.
-        let squares = self.by_name.values().map(sum_of_squares);
-        squares.sum::<f64>().sqrt() / self.scale
+        Ok(sum_of_squares(self.by_name.values())?.sqrt() / self.scale)
     }
 }
 

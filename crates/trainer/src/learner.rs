@@ -71,14 +71,21 @@ impl Learner {
 
     /// One update, and the gradients' norm; where that is not finite, nothing was updated but the scale
     /// of the loss.
-    pub(crate) fn update(self, gradients: NamedGradients, learning_rate: f64) -> (Self, f64) {
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn update(
+        self,
+        gradients: NamedGradients,
+        learning_rate: f64,
+    ) -> Result<(Self, f64)> {
         let Self {
             student,
             mut optimizer,
             average,
             scale,
         } = self;
-        let (student, norm) = optimizer.step(student, gradients, learning_rate);
+        let (student, norm) = optimizer.step(student, gradients, learning_rate)?;
         let average = average.map(|average| {
             if norm.is_finite() {
                 average.towards(&student, optimizer.steps())
@@ -92,7 +99,7 @@ impl Learner {
             average,
             scale: scale.map(|scale| scale.after(norm.is_finite())),
         };
-        (updated, norm)
+        Ok((updated, norm))
     }
 
     /// With another scale, which the next steps go on from.
@@ -224,7 +231,7 @@ mod tests {
         let weights = weights(learner.student());
         let gradients = weights.into_iter().collect();
         let gradients = NamedGradients::of_host(gradients, &Device::flex());
-        learner.update(gradients, 1e-2).0
+        learner.update(gradients, 1e-2).unwrap().0
     }
 
     fn weights(model: &CrossEncoder) -> BTreeMap<String, Vec<f32>> {
@@ -296,7 +303,9 @@ mod tests {
             };
             let gradients =
                 NamedGradients::of_host(gradients.map(scaled).collect(), &Device::flex());
-            let (learner, norm) = learner.update(gradients.scaled_by(factor.into()), 1e-2);
+            let (learner, norm) = learner
+                .update(gradients.scaled_by(factor.into()), 1e-2)
+                .unwrap();
             (weights(learner.student()), norm)
         };
         assert!(update(1.0) == update(65_536.0));

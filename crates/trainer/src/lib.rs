@@ -42,7 +42,7 @@ mod vectors;
 mod verdict;
 mod warning;
 
-pub use checkpoint::{best_model, settings};
+pub use checkpoint::{best_model, last_step, settings};
 pub use curve::{Curve, CurveEvent, CurvePoint, CurveSettings, Interval, TeacherLine, curve};
 pub use error::{Error, Result};
 pub use event::{Event, Outcome, StepReport};

@@ -47,11 +47,12 @@ impl Material {
     /// What is probably wrong with it.
     pub(crate) fn warnings(&self, settings: &TrainSettings) -> Vec<Warning> {
         let leaked = &self.dataset.leaked;
-        let warnings = [
-            leak(&settings.evaluation.split, &self.dev.queries, leaked),
-            leak(&settings.verdict.split, self.test.queries(), leaked),
-            self.dataset.warning.clone(),
-        ];
+        let (dev, test) = (&settings.evaluation, &settings.verdict);
+        let of_dev = leak(&dev.split, &self.dev.queries, leaked);
+        // Dev and test may be one.
+        let is_other = (&dev.split, &dev.candidates) != (&test.split, &test.candidates);
+        let of_test = leak(&test.split, self.test.queries(), leaked).filter(|_| is_other);
+        let warnings = [of_dev, of_test, self.dataset.warning.clone()];
         warnings.into_iter().flatten().collect()
     }
 }

@@ -42,15 +42,18 @@ impl AdamW {
 
     /// One update of every parameter that has a gradient. Gives back the gradients' norm; where
     /// that is not finite, nothing was updated.
+    ///
+    /// # Errors
+    /// A device that fails.
     pub fn step(
         &mut self,
         model: CrossEncoder,
         gradients: NamedGradients,
         learning_rate: f64,
-    ) -> (CrossEncoder, f64) {
-        let norm = gradients.norm();
+    ) -> Result<(CrossEncoder, f64)> {
+        let norm = gradients.norm()?;
         if !norm.is_finite() {
-            return (model, norm);
+            return Ok((model, norm));
         }
         self.steps += 1;
         let [beta1, beta2] = self.settings.betas;
@@ -72,7 +75,7 @@ impl AdamW {
             gradients: gradients.by_name,
             moments: &mut self.moments,
         };
-        (model.map_parameters(&mut update), norm)
+        Ok((model.map_parameters(&mut update), norm))
     }
 
     /// Updates made.

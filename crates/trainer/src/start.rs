@@ -8,7 +8,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use fs_err as fs;
-use retort_model::CrossEncoder;
+use retort_model::{CrossEncoder, Error as ModelError};
 use toml::{Table, Value};
 
 use crate::checkpoint::{self, State};
@@ -130,7 +130,7 @@ pub(crate) fn refuse_changes(run: &Run, inputs: &Inputs) -> Result<()> {
 
 /// That a checkpoint can't be read, and what to do, unless it is the device that failed.
 fn damaged(folder: &Path, error: Error) -> Error {
-    if let Error::Model(retort_model::Error::Device(_)) = error {
+    if let Error::Model(ModelError::Device { .. } | ModelError::OutOfMemory { .. }) = error {
         return error;
     }
     Error::Run {
@@ -172,7 +172,7 @@ pub(crate) fn write_origin(run: &Run, inputs: &Inputs, folder: &Path) -> Result<
 
 /// What differs from what the run was started with.
 fn changes(run: &Run, inputs: &Inputs) -> Result<Vec<Change>> {
-    let settings = checkpoint::settings(run.folder, &[])?;
+    let settings = checkpoint::settings_of(run.folder, &[])?;
     let started: Inputs = checkpoint::read_json(&run.folder.join(INPUTS))?;
     let mut changes = differences(&values(&settings), &values(run.settings));
     changes.extend(differences(&digests(&started), &digests(inputs)));

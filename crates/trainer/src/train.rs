@@ -1,18 +1,20 @@
 //! The training loop: set up or resume, then per step evaluate and save once in a while, update,
 //! report.
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use burn::tensor::Device;
-use retort_model::{CrossEncoder, Head, ModelConfig};
+use retort_model::{CrossEncoder, Error as ModelError, Head, ModelConfig};
 use serde_json::json;
 
-use crate::batches::{self, Epoch, Step};
+use crate::batches::{Step, Steps};
 use crate::checkpoint::{self, State};
 use crate::event::{Event, Outcome};
 use crate::inputs::Inputs;
 use crate::learner::Learner;
-use crate::material::Material;
+use crate::material::{Material, tokenizer};
 use crate::metrics::Metrics;
 use crate::schedule::learning_rate_factor;
 use crate::sentinels::{Sentinels, resident_bytes};
@@ -37,6 +39,20 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Reads the base model as a new run would, and holds the settings against it and the device;
+    /// writes nothing.
+    ///
+    /// # Errors
+    /// Those of [`train`] that are about the base model or the device.
+    pub fn check_base(&self) -> Result<()> {
+        self.settings.check_device(self.device)?;
+        tokenizer(self)?;
+        let dropout = Some(self.settings.model.dropout);
+        let base = CrossEncoder::load(self.base, self.head()?, dropout, &Device::flex())?;
+        self.untrained(base)?;
+        Ok(())
+    }
+
     /// The head that the student begins with.
     pub(crate) fn head(&self) -> Result<Head> {
         let has_one = ModelConfig::is_of_reranker(self.base);
@@ -55,6 +71,18 @@ impl Run<'_> {
         }
     }
 
+    /// What computes on the device. That it fails is an error; that its memory is too small, one that
+    /// names the settings.
+    pub(crate) fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        retort_model::guard(self.device, work).map_err(|error| match error {
+            Error::Model(ModelError::OutOfMemory { said }) => Error::OutOfMemory {
+                said,
+                queries_per_step: self.settings.schedule.queries_per_step,
+            },
+            other => other,
+        })
+    }
+
     /// The student as it is before any step, from the base model with a new head.
     pub(crate) fn untrained(&self, base: CrossEncoder) -> Result<CrossEncoder> {
         match &self.settings.model.keep_layers {
@@ -71,24 +99,27 @@ impl Run<'_> {
 ///
 /// # Errors
 /// Bad input, before anything is written; a run that was started from something else; a loss or a
-/// gradient that is not finite, before it spoils the weights.
+/// gradient that is not finite, before it spoils the weights; a device that fails, or has too little
+/// memory. What was kept of the run goes on to be whole.
 pub fn train(run: &Run, mut report: impl FnMut(Event)) -> Result<Outcome> {
-    let Fitted {
-        material,
-        state,
-        model,
-    } = fit(run, &mut report)?;
-    report(Event::Stage("measuring"));
-    let verdict = material.test.verdict(run, &material.collection, &model)?;
-    retort_files::write_atomic(
-        &run.folder.join("verdict.json"),
-        &checkpoint::to_json(&verdict.to_json()),
-    )?;
-    Ok(Outcome {
-        verdict,
-        steps: state.step,
-        dev_ndcg: state.best_ndcg,
-        model,
+    run.guarded(|| {
+        let Fitted {
+            material,
+            state,
+            model,
+        } = fit(run, &mut report)?;
+        report(Event::Stage("measuring"));
+        let verdict = material.test.verdict(run, &material.collection, &model)?;
+        retort_files::write_atomic(
+            &run.folder.join("verdict.json"),
+            &checkpoint::to_json(&verdict.to_json()),
+        )?;
+        Ok(Outcome {
+            verdict,
+            steps: state.step,
+            dev_ndcg: state.best_ndcg,
+            model,
+        })
     })
 }
 
@@ -171,13 +202,13 @@ impl<R: FnMut(Event)> Course<'_, R> {
         let TrainSettings {
             schedule,
             evaluation,
+            seed,
             ..
         } = self.run.settings;
-        let dataset = &self.material.dataset;
-        let per_epoch = batches::steps_per_epoch(dataset, schedule);
-        let steps = per_epoch * schedule.epochs;
+        let mut data = Steps::of(&self.material.dataset, schedule, *seed);
+        let steps = data.count();
         let mut step = state.map_or(0, |state| state.step);
-        let mut plan = None::<Epoch>;
+        let mut next = None::<Result<Step>>;
         loop {
             let is_due = step.is_multiple_of(evaluation.every_steps) || step == steps;
             let now = match state {
@@ -194,14 +225,14 @@ impl<R: FnMut(Event)> Course<'_, R> {
                 return Ok(self.ended(now));
             }
 
-            let epoch = step / per_epoch;
-            let of_epoch = match plan.take() {
-                Some(plan) if plan.number() == epoch => plan,
-                _ => Epoch::of(dataset, schedule, self.run.settings.seed, epoch),
-            };
-            let groups = of_epoch.step(dataset, schedule, step % per_epoch)?;
-            learner = self.step(learner, &groups, step, steps)?;
-            plan = Some(of_epoch);
+            let groups = next.take().unwrap_or_else(|| data.after(step))?;
+            learner = thread::scope(|threads| {
+                // The next step is read while this one is made.
+                let reading = (step + 1 < steps).then(|| threads.spawn(|| data.after(step + 1)));
+                let made = self.step(learner, &groups, step, steps);
+                next = reading.map(|it| it.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                made
+            })?;
             step += 1;
         }
     }
@@ -283,5 +314,29 @@ impl<R: FnMut(Event)> Course<'_, R> {
             (self.report)(Event::Warning(&warning));
         }
         Ok(learner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_names_the_settings() {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/demo.toml");
+        let settings: TrainSettings = retort_data::settings::read(&config, &[]).unwrap();
+        let run = Run {
+            settings: &settings,
+            folder: Path::new("run"),
+            allowed_changes: &[],
+            base: Path::new("base"),
+            device: &Device::flex(),
+        };
+        let said = "can't allocate buffer of size: 144000000".to_owned();
+        let error = run.guarded::<()>(|| Err(ModelError::OutOfMemory { said }.into()));
+        let said = error.unwrap_err().to_string();
+        assert!(said.contains("144000000"), "{said}");
+        let advice = "Lower schedule.queries_per_step, now 4, and raise schedule.accumulate";
+        assert!(said.contains(advice), "{said}");
     }
 }

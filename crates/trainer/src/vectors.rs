@@ -61,25 +61,30 @@ pub(crate) fn blend(mean: Tensor<1>, value: Tensor<1>, share: f64) -> Tensor<1> 
     from_host(mean, &device)
 }
 
-pub(crate) fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
-    if tensor.device() == Device::flex() {
-        let data = tensor.clone().into_data();
-        let Ok(values) = data.as_slice::<f32>() else {
-            return f64::NAN;
-        };
-        // Chunks of one size, summed in order: the same number on any number of cores.
-        let sums: Vec<f64> = values
-            .par_chunks(1 << 16)
-            .map(|chunk| chunk.iter().map(|value| f64::from(*value).powi(2)).sum())
-            .collect();
-        return sums.into_iter().sum();
+/// Over all of several tensors, in their order. A GPU is asked once for all of them: until it answers,
+/// it has nothing else to do.
+pub(crate) fn sum_of_squares<'a>(tensors: impl Iterator<Item = &'a Tensor<1>>) -> Result<f64> {
+    let (here, there): (Vec<_>, Vec<_>) = tensors.partition(|one| one.device() == Device::flex());
+    let here: f64 = here.into_iter().map(sum_of_squares_on_host).sum();
+    if there.is_empty() {
+        return Ok(here);
     }
-    tensor
-        .clone()
-        .square()
-        .sum()
-        .try_into_vec_as::<f32>()
-        .map_or(f64::NAN, |one| one[0].into())
+    let sums = there.into_iter().map(|one| one.clone().square().sum());
+    let sums = to_host(Tensor::cat(sums.collect(), 0))?;
+    Ok(here + sums.into_iter().map(f64::from).sum::<f64>())
+}
+
+fn sum_of_squares_on_host(tensor: &Tensor<1>) -> f64 {
+    let data = tensor.clone().into_data();
+    let Ok(values) = data.as_slice::<f32>() else {
+        return f64::NAN;
+    };
+    // Chunks of one size, summed in order: the same number on any number of cores.
+    let sums: Vec<f64> = values
+        .par_chunks(1 << 16)
+        .map(|chunk| chunk.iter().map(|value| f64::from(*value).powi(2)).sum())
+        .collect();
+    sums.into_iter().sum()
 }
 
 pub(crate) fn to_host(tensor: Tensor<1>) -> Result<Vec<f32>> {

@@ -4,12 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use fs_err as fs;
 use retort_data::measure;
-use retort_model::{Batch, CrossEncoder, DeviceChoice, Encoded, Head, PairTokenizer, choose};
+use retort_model::{
+    Batch, CrossEncoder, DeviceChoice, Encoded, Head, PairTokenizer, Precision, choose, configure,
+};
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
 use serde::Deserialize;
@@ -160,9 +163,11 @@ fn losses_and_gradients_match_pytorch() {
 }
 
 #[test]
-fn losses_and_gradients_match_pytorch_through_wgpu() {
-    let Ok((device, why)) = choose(DeviceChoice::Wgpu) else {
-        println!("skipped: no wgpu adapter");
+fn losses_and_gradients_match_pytorch_on_a_gpu() {
+    configure(None, Precision::F32);
+    let choice = env::var("RETORT_TEST_GPU").map_or(DeviceChoice::Wgpu, |it| it.parse().unwrap());
+    let Ok((device, why)) = choose(choice) else {
+        println!("skipped: no {choice} device");
         return;
     };
     println!("on {why}");
@@ -243,7 +248,7 @@ fn learnt(loss: &str) -> f64 {
         }
         let gradients = loss::weighted_sum(&scores, &judged, &settings).backward();
         let gradients = NamedGradients::of(&student, &gradients);
-        (student, _) = optimizer.step(student, gradients, 3e-3);
+        (student, _) = optimizer.step(student, gradients, 3e-3).unwrap();
     }
     best
 }

@@ -1,9 +1,10 @@
 //! Examples on disk, query by query: memory holds sixteen bytes a query.
 
 use std::fs::File;
-use std::io::{BufWriter, IntoInnerError, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::{Mutex, PoisonError};
 
+use retort_files::Scratch;
 use retort_model::Encoded;
 
 use super::Example;
@@ -25,7 +26,7 @@ struct Place {
 
 /// Examples being written.
 pub(super) struct Writer {
-    file: BufWriter<File>,
+    file: Scratch,
     places: Vec<Place>,
     written: u64,
 }
@@ -33,7 +34,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            file: BufWriter::new(retort_files::scratch_file()?),
+            file: Scratch::new()?,
             places: Vec::new(),
             written: 0,
         })
@@ -73,9 +74,8 @@ impl Writer {
     }
 
     pub(super) fn finish(self) -> Result<Store> {
-        let file = self.file.into_inner().map_err(IntoInnerError::into_error)?;
         Ok(Store {
-            file: Mutex::new(file),
+            file: Mutex::new(self.file.finish()?),
             places: self.places,
         })
     }

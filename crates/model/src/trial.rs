@@ -1,0 +1,206 @@
+//! Whether a device computes what the CPU computes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use burn::module::Param;
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+use crate::architecture::Architecture;
+use crate::attention::Attention;
+use crate::config::ModelConfig;
+use crate::cross_encoder::{Batch, CrossEncoder};
+use crate::draw::Draw;
+use crate::error::{Error, Result};
+use crate::guard::guard;
+use crate::pairs::Encoded;
+use crate::parameters::{ParameterMapper, ParameterVisitor};
+use crate::precision::Precision;
+
+/// How far a device is from the CPU.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trial {
+    /// The largest difference of a logit; the logits are around 1.
+    pub of_logits: f64,
+    /// The length of the difference of all gradients, as a share of their length.
+    pub of_gradients: f64,
+    /// What it took, kernels that had to be compiled among it.
+    pub seconds: Duration,
+}
+
+/// Of 32 bits that may be cut to TF32, whose 10 bits of fraction round to 5e-4 of a number.
+const MOST: f64 = 5e-3;
+
+/// Passes a few padded pairs through a BERT of two layers, drawn by chance, there and back, on the
+/// device and on the CPU.
+///
+/// # Errors
+/// A device that fails, or computes something else.
+pub fn try_out(device: &Device) -> Result<Trial> {
+    let started = Instant::now();
+    let there = guard(device, || passes(&device.clone().autodiff()))?;
+    let seconds = started.elapsed();
+    let here = passes(&Device::flex().autodiff())?;
+    let differences = there.logits.iter().zip(&here.logits);
+    let of_logits = differences
+        .map(|(a, b)| f64::from((a - b).abs()))
+        .fold(0.0, larger);
+    let (mut difference, mut length) = (0.0, 0.0);
+    for (name, here) in &here.gradients {
+        let there = there.gradients.get(name).map_or(&[][..], Vec::as_slice);
+        for (place, here) in here.iter().enumerate() {
+            let there = there.get(place).map_or(f64::NAN, |value| f64::from(*value));
+            difference += (there - f64::from(*here)).powi(2);
+            length += f64::from(*here).powi(2);
+        }
+    }
+    let trial = Trial {
+        of_logits,
+        of_gradients: (difference / length).sqrt(),
+        seconds,
+    };
+    // Not a number is no better than far off.
+    if trial.of_logits <= MOST && trial.of_gradients <= MOST {
+        Ok(trial)
+    } else {
+        Err(Error::Device {
+            said: format!(
+                "it computes something else than the CPU: logits are off by {:.1e}, gradients by {:.1e} \
+                 of their length; another version of its driver may be right",
+                trial.of_logits, trial.of_gradients
+            ),
+        })
+    }
+}
+
+/// The larger of two; what is not a number is larger than any.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
+}
+
+/// What came of it.
+struct Passed {
+    logits: Vec<f32>,
+    /// By parameter.
+    gradients: BTreeMap<String, Vec<f32>>,
+}
+
+fn passes(device: &Device) -> Result<Passed> {
+    let config = config();
+    let skeleton = CrossEncoder::skeleton(&config, device);
+    let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
+    let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, &config)).into();
+    let inputs: Vec<&Encoded> = inputs.iter().collect();
+    let logits = model.forward(&Batch::new(&inputs, config.pad_token_id, device));
+    let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
+    let gradients = (logits.clone() * weights).sum().backward();
+    let mut read = Read {
+        gradients: &gradients,
+        read: Ok(BTreeMap::new()),
+    };
+    model.visit_parameters(&mut read);
+    Ok(Passed {
+        logits: logits.try_into_vec_as()?,
+        gradients: read.read?,
+    })
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Bert,
+        vocab_size: 97,
+        embedding_size: 64,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        intermediate_size: 128,
+        max_position_embeddings: 32,
+        type_vocab_size: 2,
+        layer_norm_eps: 1e-12,
+        hidden_dropout_prob: 0.0,
+        attention_probs_dropout_prob: 0.0,
+        classifier_dropout: None,
+        // So that attention is not nearly even, and logits are around 1.
+        initializer_range: 0.1,
+        pad_token_id: 0,
+        labels: vec!["LABEL_0".to_owned()],
+        modern: None,
+        precision: Precision::F32,
+        attention: Attention::Decomposed,
+    }
+}
+
+fn input(tokens: u32, config: &ModelConfig) -> Encoded {
+    #[expect(clippy::cast_possible_truncation, reason = "it is small")]
+    let words = config.vocab_size as u32 - 1;
+    Encoded {
+        input_ids: (0..tokens)
+            .map(|place| 1 + (place * 31 + tokens) % words)
+            .collect(),
+        token_type_ids: (0..tokens)
+            .map(|place| u32::from(place > tokens / 3))
+            .collect(),
+    }
+}
+
+struct Fill(Draw);
+
+impl ParameterMapper for Fill {
+    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
+        let shape = parameter.lazy_shape().to_vec();
+        let values = TensorData::new(self.0.values(name, &shape), shape);
+        let value = Tensor::from_data(values, &parameter.lazy_device());
+        let id = parameter.id;
+        parameter.transform_for_load(value, id)
+    }
+}
+
+struct Read<'a> {
+    gradients: &'a Gradients,
+    read: Result<BTreeMap<String, Vec<f32>>>,
+}
+
+impl ParameterVisitor for Read<'_> {
+    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+        let Some(gradient) = parameter.val().grad(self.gradients) else {
+            return;
+        };
+        match (&mut self.read, gradient.try_into_vec_as()) {
+            (Ok(read), Ok(values)) => {
+                read.insert(name.to_owned(), values);
+            }
+            (Ok(_), Err(error)) => self.read = Err(error.into()),
+            (Err(_), _) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_as_itself() {
+        let trial = try_out(&Device::flex()).unwrap();
+        assert_eq!((trial.of_logits, trial.of_gradients), (0.0, 0.0));
+    }
+
+    /// What is compared is worth comparing.
+    #[test]
+    fn logits_differ_and_all_parameters_have_gradients() {
+        let passed = passes(&Device::flex().autodiff()).unwrap();
+        let (least, most) = (passed.logits.iter())
+            .fold((f32::MAX, f32::MIN), |(least, most), one| {
+                (least.min(*one), most.max(*one))
+            });
+        assert!(most - least > 0.1, "{:?}", passed.logits);
+        assert!(passed.logits.iter().all(|logit| logit.abs() < 10.0));
+        assert_eq!(passed.gradients.len(), 5 + 2 * 16 + 4);
+    }
+
+    #[test]
+    fn what_is_no_number_is_largest() {
+        assert!([0.0, f64::NAN, 1.0].into_iter().fold(0.0, larger).is_nan());
+        assert!([0.0, 3.0, 1.0].into_iter().fold(0.0, larger) > 2.0);
+    }
+}

@@ -1,0 +1,99 @@
+//! What becomes of a run when its device fails.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+#![allow(clippy::disallowed_methods, reason = "a test's panic names the line")]
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::{SmallJob, retort, root, stderr, succeed};
+use retort_model::{
+    CrossEncoder, Device, DeviceChoice, Encoded, Error as ModelError, Head, Precision, choose,
+    configure, is_software, score,
+};
+use retort_trainer::{Error, Event, Run, TrainSettings, last_step, train};
+
+/// Panics are listened to in all of a process: one test after another.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    configure(None, Precision::F32);
+    match choose(DeviceChoice::Wgpu) {
+        Ok((device, _)) => Some((device, alone)),
+        Err(error) => {
+            let is_required = std::env::var_os("RETORT_REQUIRE_GPU").is_some();
+            assert!(!is_required, "{error}");
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
+    let Some((device, _alone)) = gpu() else {
+        return;
+    };
+    let job = SmallJob::new();
+    let mut settings = job.settings();
+    settings.push("model.dropout=0.0".to_owned());
+    let config = root().join("configs/demo.toml");
+    let settings: TrainSettings = retort_data::settings::read(&config, &settings).unwrap();
+    let folder = job.path("run");
+    let run = Run {
+        settings: &settings,
+        folder: &folder,
+        allowed_changes: &[],
+        base: &root().join("tests/golden/bert"),
+        device: &device,
+    };
+    let lost = train(&run, |event| {
+        if let Event::Step(made) = event
+            && made.step == 7
+        {
+            // In Burn's words, or near: from a thread that serves the device.
+            let _ = std::thread::spawn(|| panic!("Parent device is lost")).join();
+            panic!("RecvError");
+        }
+    });
+    let Err(Error::Model(ModelError::Device { said })) = lost else {
+        panic!("the run did not end by its device");
+    };
+    assert!(said.contains("Parent device is lost"), "{said}");
+    assert_eq!(last_step(&folder), Some(5));
+
+    // Elsewhere, too.
+    let mut command = retort();
+    command
+        .args(["train", "--device", "cpu", "--resume"])
+        .arg(&folder);
+    let said = stderr(&succeed(&mut command));
+    assert!(said.contains("best so far") || folder.join("verdict.json").exists());
+    assert!(said.contains("the first step took"), "{said}");
+}
+
+#[test]
+fn too_little_memory_is_an_error_that_says_so_on_a_gpu() {
+    let Some((device, _alone)) = gpu() else {
+        return;
+    };
+    if !is_software(&device) {
+        println!("skipped: only of software it is known what does not fit");
+        return;
+    }
+    let golden = root().join("tests/golden/bert");
+    let model = CrossEncoder::load(&golden, Head::Required, None, &device).unwrap();
+    // Of one layer's attention alone there are 192 MiB, and a buffer has 128 at most.
+    let pair = Encoded {
+        input_ids: vec![5; 64],
+        token_type_ids: vec![0; 64],
+    };
+    let error = score(&model, &vec![pair.clone(); 3072], usize::MAX).unwrap_err();
+    assert!(matches!(error, ModelError::OutOfMemory { .. }), "{error}");
+    // The device goes on.
+    let scores = score(&model, &[pair], 64).unwrap();
+    assert!(scores[0].is_finite());
+}
