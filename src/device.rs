@@ -23,16 +23,38 @@ impl DeviceArguments {
         set_up(precision);
         retort_model::choose(self.device)
     }
+}
 
-    /// The device of a training job, and the folder of its base model.
-    pub(crate) fn for_training(
-        &self,
-        settings: &TrainSettings,
-    ) -> anyhow::Result<(Device, PathBuf)> {
+/// The same for training.
+#[derive(Args)]
+pub(crate) struct TrainingDeviceArguments {
+    #[command(flatten)]
+    device: DeviceArguments,
+
+    /// GPUs that share each step's queries
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    gpus: u16,
+}
+
+/// What a training job computes on and begins with.
+pub(crate) struct Ground {
+    pub(crate) device: Device,
+    pub(crate) others: Vec<Device>,
+    /// The base model's folder.
+    pub(crate) base: PathBuf,
+}
+
+impl TrainingDeviceArguments {
+    pub(crate) fn prepare(&self, settings: &TrainSettings) -> anyhow::Result<Ground> {
         let model = &settings.model;
-        let (device, which) = self.choose(model.precision)?;
+        let (device, which) = self.device.choose(model.precision)?;
+        let others = retort_model::more(&device, usize::from(self.gpus) - 1)?;
+        let beside = match others.len() {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
         tracing::info!(
-            "device: {which}, training in {}, attention {}",
+            "device: {which}{beside}, training in {}, attention {}",
             model.precision,
             model.attention
         );
@@ -41,7 +63,11 @@ impl DeviceArguments {
         watch(&device);
         let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
         tracing::info!("base model: {}", base.origin);
-        Ok((device, base.folder))
+        Ok(Ground {
+            device,
+            others,
+            base: base.folder,
+        })
     }
 }
 

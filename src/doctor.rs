@@ -218,6 +218,7 @@ fn training(settings: &TrainSettings, choice: DeviceChoice) -> anyhow::Result<(S
             allowed_changes: &[],
             base,
             device: &device,
+            others: &[],
         };
         run.check_base()?;
     } else {

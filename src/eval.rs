@@ -6,7 +6,7 @@ use retort_data::settings;
 use retort_trainer::{CurveEvent, CurveSettings, Run, TrainSettings};
 use serde_json::json;
 
-use crate::device::DeviceArguments;
+use crate::device::{Ground, TrainingDeviceArguments};
 use crate::progress;
 use crate::train::Display;
 
@@ -41,14 +41,18 @@ pub(crate) struct Arguments {
     same_epochs: bool,
 
     #[command(flatten)]
-    device: DeviceArguments,
+    device: TrainingDeviceArguments,
 }
 
 pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let started = Instant::now();
     let settings: TrainSettings = settings::read(&arguments.config, &arguments.overrides)?;
     settings.check()?;
-    let (device, base) = arguments.device.for_training(&settings)?;
+    let Ground {
+        device,
+        others,
+        base,
+    } = arguments.device.prepare(&settings)?;
 
     let folder = &arguments.curve;
     let run = Run {
@@ -57,6 +61,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         allowed_changes: &[],
         base: &base,
         device: &device,
+        others: &others,
     };
     let wanted = CurveSettings {
         queries: arguments.queries.clone(),

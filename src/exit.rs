@@ -101,6 +101,7 @@ fn of_model(error: &ModelError) -> u8 {
         | ModelError::DeviceNotBuilt { .. }
         | ModelError::DeviceNotFound { .. }
         | ModelError::DeviceNotOpened { .. }
+        | ModelError::TooFewDevices { .. }
         | ModelError::OutOfMemory { .. }
         | ModelError::Precision { .. }
         | ModelError::Attention { .. }

@@ -10,7 +10,7 @@ use retort_export::Source;
 use retort_trainer::{Event, Run, TrainSettings};
 use serde_json::json;
 
-use crate::device::DeviceArguments;
+use crate::device::{Ground, TrainingDeviceArguments};
 use crate::progress;
 
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     allowed_changes: Vec<String>,
 
     #[command(flatten)]
-    device: DeviceArguments,
+    device: TrainingDeviceArguments,
 }
 
 /// Where runs go.
@@ -55,7 +55,11 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }
         None => new_run(arguments)?,
     };
-    let (device, base) = arguments.device.for_training(&settings)?;
+    let Ground {
+        device,
+        others,
+        base,
+    } = arguments.device.prepare(&settings)?;
     tracing::info!("run: {}", folder.display());
 
     let run = Run {
@@ -64,6 +68,7 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         allowed_changes: &arguments.allowed_changes,
         base: &base,
         device: &device,
+        others: &others,
     };
     let mut display = Display::new(started);
     let outcome = retort_trainer::train(&run, |event| display.show(&event));

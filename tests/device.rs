@@ -8,7 +8,7 @@ mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{SmallJob, retort, root, stderr, succeed};
+use common::{SmallJob, fail, retort, root, stderr, succeed};
 use retort_model::{
     CrossEncoder, Device, DeviceChoice, Encoded, Error as ModelError, Head, Precision, choose,
     configure, is_software, score,
@@ -49,6 +49,7 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
         allowed_changes: &[],
         base: &root().join("tests/golden/bert"),
         device: &device,
+        others: &[],
     };
     let lost = train(&run, |event| {
         if let Event::Step(made) = event
@@ -73,6 +74,15 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
     let said = stderr(&succeed(&mut command));
     assert!(said.contains("best so far") || folder.join("verdict.json").exists());
     assert!(said.contains("the first step took"), "{said}");
+}
+
+#[test]
+fn more_gpus_than_there_are_are_refused_before_anything_is_written() {
+    let job = SmallJob::new();
+    let mut command = job.train("run");
+    let said = fail(command.args(["--gpus", "2"]), 78);
+    assert!(said.contains("2 devices were asked for"), "{said}");
+    assert!(!job.path("run").exists());
 }
 
 #[test]

@@ -66,6 +66,45 @@ pub fn choose(choice: DeviceChoice) -> Result<(Device, String)> {
     }
 }
 
+/// So many more devices of the kind of one that [`choose`] gave.
+///
+/// # Errors
+/// Where there are fewer, or one can't be opened.
+pub fn more(device: &Device, count: usize) -> Result<Vec<Device>> {
+    let kind = siblings(device);
+    if kind.len() < count {
+        return Err(Error::TooFewDevices {
+            wanted: count + 1,
+            found: kind.len() + 1,
+        });
+    }
+    Ok(kind.into_iter().take(count).collect())
+}
+
+/// Those of its kind beside it that are there.
+#[cfg(feature = "gpu")]
+fn siblings(device: &Device) -> Vec<Device> {
+    #[cfg(feature = "cuda")]
+    if is_cuda(device) {
+        let count = Device::enumerate(DeviceType::Cuda).len();
+        return (1..count).map(Device::cuda).collect();
+    }
+    #[cfg(feature = "wgpu")]
+    if *device == Device::wgpu(DeviceKind::DiscreteGpu(0)) {
+        let found = Device::enumerate(DeviceType::Wgpu);
+        let numbered = (1..).map(|number| Device::wgpu(DeviceKind::DiscreteGpu(number)));
+        return numbered
+            .take_while(|device| found.contains(device))
+            .collect();
+    }
+    Vec::new()
+}
+
+#[cfg(not(feature = "gpu"))]
+fn siblings(_: &Device) -> Vec<Device> {
+    Vec::new()
+}
+
 /// Whether a GPU is imitated by the CPU.
 #[cfg(feature = "wgpu")]
 pub fn is_software(device: &Device) -> bool {

@@ -296,6 +296,15 @@ pub enum Error {
         said: String,
     },
 
+    /// Fewer devices are there than were asked for.
+    #[error("{wanted} devices were asked for, and of the chosen kind there are {found}")]
+    TooFewDevices {
+        /// How many were asked for.
+        wanted: usize,
+        /// How many there are.
+        found: usize,
+    },
+
     /// The chosen device is in this build, but not in this machine.
     #[error("no {device} device was found: {hint}, or choose another device")]
     DeviceNotFound {

@@ -49,7 +49,7 @@ pub use attention::Attention;
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};
 pub use cross_encoder::{Batch, Classifier, CrossEncoder};
-pub use device::{DeviceChoice, choose, is_software};
+pub use device::{DeviceChoice, choose, is_software, more};
 pub use error::{Error, Result};
 pub use guard::{answered, guard, unanswered};
 pub use host::{HostBert, HostPass};

@@ -1,7 +1,7 @@
 //! Parameters by their Hugging Face names: walking through a model.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::architecture::Names;
 use crate::cross_encoder::CrossEncoder;
@@ -44,7 +44,15 @@ impl CrossEncoder {
     /// model and one through the original can run side by side.
     #[must_use]
     pub fn fork(&self) -> Self {
-        self.clone().map_parameters(&mut Fork)
+        self.clone().map_parameters(&mut Fork { device: None })
+    }
+
+    /// The same on another device, with autodiff where that has it.
+    #[must_use]
+    pub fn on(&self, device: &Device) -> Self {
+        self.clone().map_parameters(&mut Fork {
+            device: Some(device),
+        })
     }
 }
 
@@ -107,15 +115,24 @@ impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
     }
 }
 
-struct Fork;
+struct Fork<'a> {
+    device: Option<&'a Device>,
+}
 
-impl ParameterMapper for Fork {
+impl ParameterMapper for Fork<'_> {
     fn map<const N: usize>(
         &mut self,
         _name: &str,
         parameter: Param<Tensor<N>>,
     ) -> Param<Tensor<N>> {
-        let leaf = Tensor::from_inner(parameter.val().inner());
+        let value = parameter.val().inner();
+        let leaf = match self.device {
+            None => Tensor::from_inner(value),
+            Some(device) => {
+                let value = value.to_device(&device.clone().without_autodiff());
+                Tensor::from_inner(value).to_device(device)
+            }
+        };
         let id = parameter.id;
         parameter.transform_for_load(leaf, id)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Param;
+use burn::tensor::distributed::ReduceOperation;
 use burn::tensor::{Device, Gradients, Tensor};
 use retort_model::{CrossEncoder, ParameterVisitor};
 
@@ -58,6 +59,45 @@ impl NamedGradients {
             self.by_name.insert(name, sum);
         }
         self
+    }
+
+    /// Sums the gradients of a student's replicas, each of a device of its own, given by their numbers,
+    /// and gives each the sum, through what joins the devices; a replica that had nothing to compute has
+    /// none.
+    pub(crate) fn all_reduced(
+        mut of_replicas: BTreeMap<usize, Self>,
+        devices: &[Device],
+    ) -> Vec<Self> {
+        let Some(any) = of_replicas.values().next() else {
+            return Vec::new();
+        };
+        if devices.len() == 1 {
+            return of_replicas.into_values().collect();
+        }
+        let scale = any.scale;
+        let lengths: Vec<(String, usize)> = (any.by_name.iter())
+            .map(|(name, gradient)| (name.clone(), gradient.dims()[0]))
+            .collect();
+        let mut sums: Vec<Self> = devices
+            .iter()
+            .map(|_| Self {
+                by_name: BTreeMap::new(),
+                scale,
+            })
+            .collect();
+        for (name, length) in lengths {
+            let members = devices.iter().enumerate().map(|(number, device)| {
+                let its = of_replicas
+                    .get_mut(&number)
+                    .and_then(|its| its.by_name.remove(&name));
+                its.unwrap_or_else(|| Tensor::zeros([length], device))
+            });
+            let reduced = Tensor::all_reduce(members.collect(), ReduceOperation::Sum);
+            for (sum, reduced) in sums.iter_mut().zip(reduced) {
+                sum.by_name.insert(name.clone(), reduced);
+            }
+        }
+        sums
     }
 
     /// The norm of the loss's own gradients, over all parameters together.

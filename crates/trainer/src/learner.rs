@@ -2,27 +2,35 @@
 //! of its loss.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread::{self, ScopedJoinHandle};
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use retort_model::{CrossEncoder, Head, ParameterMapper, ParameterVisitor};
 
-use crate::Result;
 use crate::checkpoint::{read_json, to_json};
 use crate::gradients::NamedGradients;
 use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
 use crate::settings::TrainSettings;
 use crate::vectors::{blend, replace};
+use crate::{Error, Result};
 
 /// A student that learns.
 pub(crate) struct Learner {
-    student: CrossEncoder,
-    optimizer: AdamW,
+    /// One for each device, alike; the first is what is measured and kept.
+    replicas: Vec<Replica>,
     average: Option<Average>,
     /// Where half precision takes one.
     scale: Option<LossScale>,
+}
+
+/// The student on one of the devices, and its moments.
+struct Replica {
+    student: CrossEncoder,
+    optimizer: AdamW,
 }
 
 /// The moving average of a student's weights.
@@ -43,25 +51,45 @@ const SCALE: &str = "loss_scale.json";
 pub(crate) const FOR_TRAINING: [&str; 3] = [UNAVERAGED, OPTIMIZER, SCALE];
 
 impl Learner {
-    /// One that has learnt nothing yet.
-    pub(crate) fn new(student: CrossEncoder, settings: &TrainSettings) -> Result<Self> {
+    /// One that has learnt nothing yet, on the student's device and on `others`.
+    pub(crate) fn new(
+        student: CrossEncoder,
+        settings: &TrainSettings,
+        others: &[Device],
+    ) -> Result<Self> {
         let student = as_set(student, settings)?;
-        Ok(Self {
-            average: Average::of(&student, settings),
-            optimizer: AdamW::new(&settings.optimizer),
-            scale: LossScale::of(settings.model.precision),
+        let average = Average::of(&student, settings);
+        let students = others
+            .iter()
+            .map(|device| student.on(&device.clone().autodiff()));
+        let students: Vec<CrossEncoder> = students.collect();
+        let replica = |student| Replica {
             student,
+            optimizer: AdamW::new(&settings.optimizer),
+        };
+        Ok(Self {
+            replicas: [student].into_iter().chain(students).map(replica).collect(),
+            average,
+            scale: LossScale::of(settings.model.precision),
         })
     }
 
     /// What gradients are taken of.
     pub(crate) fn student(&self) -> &CrossEncoder {
-        &self.student
+        &self.replicas[0].student
+    }
+
+    /// The same, on each device.
+    pub(crate) fn students(&self) -> Vec<&CrossEncoder> {
+        self.replicas
+            .iter()
+            .map(|replica| &replica.student)
+            .collect()
     }
 
     /// What is evaluated, kept and exported: the average, where there is one.
     pub(crate) fn model(&self) -> &CrossEncoder {
-        self.average.as_ref().map_or(&self.student, |a| &a.model)
+        self.average.as_ref().map_or(self.student(), |a| &a.model)
     }
 
     /// What the loss is multiplied with before the way back, where it is.
@@ -69,35 +97,44 @@ impl Learner {
         self.scale
     }
 
-    /// One update, and the gradients' norm; where that is not finite, nothing was updated but the scale
-    /// of the loss.
+    /// One update by the sum of what the replicas, by their numbers, found, and the norm of that; where
+    /// it is not finite, nothing was updated but the scale of the loss.
     ///
     /// # Errors
     /// A device that fails.
     pub(crate) fn update(
         self,
-        gradients: NamedGradients,
+        gradients: BTreeMap<usize, NamedGradients>,
         learning_rate: f64,
     ) -> Result<(Self, f64)> {
-        let Self {
-            student,
-            mut optimizer,
+        let devices = self.students().into_iter();
+        let devices: Vec<Device> = devices.map(|s| s.device().without_autodiff()).collect();
+        let sums = NamedGradients::all_reduced(gradients, &devices);
+        // That of one of them, so that all make the same update.
+        let norm = sums.first().map_or(Ok(f64::NAN), NamedGradients::norm)?;
+        let scale = self.scale.map(|scale| scale.after(norm.is_finite()));
+        if !norm.is_finite() {
+            return Ok((Self { scale, ..self }, norm));
+        }
+        let replicas: Vec<Replica> = thread::scope(|threads| {
+            let replicas = self.replicas.into_iter().zip(sums);
+            let updates = replicas.map(|(replica, gradients)| {
+                threads.spawn(move || replica.updated(gradients, norm, learning_rate))
+            });
+            let updates: Vec<_> = updates.collect();
+            let join = |update: ScopedJoinHandle<_>| {
+                update.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            updates.into_iter().map(join).collect()
+        });
+        let Replica { student, optimizer } = &replicas[0];
+        let average = self
+            .average
+            .map(|average| average.towards(student, optimizer.steps()));
+        let updated = Self {
+            replicas,
             average,
             scale,
-        } = self;
-        let (student, norm) = optimizer.step(student, gradients, learning_rate)?;
-        let average = average.map(|average| {
-            if norm.is_finite() {
-                average.towards(&student, optimizer.steps())
-            } else {
-                average
-            }
-        });
-        let updated = Self {
-            student,
-            optimizer,
-            average,
-            scale: scale.map(|scale| scale.after(norm.is_finite())),
         };
         Ok((updated, norm))
     }
@@ -115,16 +152,21 @@ impl Learner {
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
         self.model().save(&folder.join(MODEL))?;
         if self.average.is_some() {
-            self.student.save(&folder.join(UNAVERAGED))?;
+            self.student().save(&folder.join(UNAVERAGED))?;
         }
         if let Some(scale) = &self.scale {
             retort_files::write_atomic(&folder.join(SCALE), &to_json(scale))?;
         }
-        self.optimizer.save(&folder.join(OPTIMIZER))
+        self.replicas[0].optimizer.save(&folder.join(OPTIMIZER))
     }
 
-    /// Reads what [`Learner::save`] wrote, onto a device with autodiff.
-    pub(crate) fn load(folder: &Path, settings: &TrainSettings, device: &Device) -> Result<Self> {
+    /// Reads what [`Learner::save`] wrote, onto a device with autodiff and onto `others`.
+    pub(crate) fn load(
+        folder: &Path,
+        settings: &TrainSettings,
+        device: &Device,
+        others: &[Device],
+    ) -> Result<Self> {
         let dropout = Some(settings.model.dropout);
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
         let model = as_set(model, settings)?;
@@ -135,9 +177,17 @@ impl Learner {
         } else {
             model
         };
-        let plain = device.clone().without_autodiff();
         let file = folder.join(OPTIMIZER);
-        let optimizer = AdamW::load(&settings.optimizer, &file, &student, &plain)?;
+        let replica = |student: CrossEncoder, device: &Device| {
+            let optimizer = AdamW::load(&settings.optimizer, &file, &student, device)?;
+            Ok::<_, Error>(Replica { student, optimizer })
+        };
+        let others = others
+            .iter()
+            .map(|device| replica(student.on(&device.clone().autodiff()), device));
+        let others: Vec<Replica> = others.collect::<Result<_>>()?;
+        let mut replicas = vec![replica(student, &device.clone().without_autodiff())?];
+        replicas.extend(others);
         let scale = folder.join(SCALE);
         // A run may go on in another precision than it began with.
         let scale = match LossScale::of(settings.model.precision) {
@@ -145,11 +195,19 @@ impl Learner {
             first => first,
         };
         Ok(Self {
-            student,
-            optimizer,
+            replicas,
             average,
             scale,
         })
+    }
+}
+
+impl Replica {
+    fn updated(mut self, gradients: NamedGradients, norm: f64, learning_rate: f64) -> Self {
+        let student = self
+            .optimizer
+            .update(self.student, gradients, norm, learning_rate);
+        Self { student, ..self }
     }
 }
 
@@ -223,7 +281,7 @@ mod tests {
     fn new(settings: &TrainSettings) -> Learner {
         let device = Device::flex().autodiff();
         let student = CrossEncoder::load(&golden(), Head::Required, Some(0.0), &device);
-        Learner::new(student.unwrap(), settings).unwrap()
+        Learner::new(student.unwrap(), settings, &[]).unwrap()
     }
 
     /// An update by gradients that depend on the weights.
@@ -231,7 +289,10 @@ mod tests {
         let weights = weights(learner.student());
         let gradients = weights.into_iter().collect();
         let gradients = NamedGradients::of_host(gradients, &Device::flex());
-        learner.update(gradients, 1e-2).unwrap().0
+        learner
+            .update(BTreeMap::from([(0, gradients)]), 1e-2)
+            .unwrap()
+            .0
     }
 
     fn weights(model: &CrossEncoder) -> BTreeMap<String, Vec<f32>> {
@@ -282,7 +343,7 @@ mod tests {
             let learner = updated(updated(new(&settings)));
             learner.save(folder.path()).unwrap();
             let device = Device::flex().autodiff();
-            let read = Learner::load(folder.path(), &settings, &device).unwrap();
+            let read = Learner::load(folder.path(), &settings, &device, &[]).unwrap();
             let (one, other) = (updated(learner), updated(read));
             assert!(weights(one.student()) == weights(other.student()));
             assert!(weights(one.model()) == weights(other.model()));
@@ -304,7 +365,10 @@ mod tests {
             let gradients =
                 NamedGradients::of_host(gradients.map(scaled).collect(), &Device::flex());
             let (learner, norm) = learner
-                .update(gradients.scaled_by(factor.into()), 1e-2)
+                .update(
+                    BTreeMap::from([(0, gradients.scaled_by(factor.into()))]),
+                    1e-2,
+                )
                 .unwrap();
             (weights(learner.student()), norm)
         };
@@ -327,7 +391,7 @@ mod tests {
             fs_err::copy(golden().join(config), folder.path().join(config)).unwrap();
             let learner = updated(updated(new(before)));
             learner.save(folder.path()).unwrap();
-            let read = Learner::load(folder.path(), after, &device).unwrap();
+            let read = Learner::load(folder.path(), after, &device, &[]).unwrap();
             let expected = match (before == &half, after == &half) {
                 (true, true) => first.map(|scale| scale.after(true).after(true)),
                 (false, true) => first,
@@ -354,7 +418,7 @@ mod tests {
             .unwrap();
             let learner = updated(new(before));
             learner.save(folder.path()).unwrap();
-            let read = Learner::load(folder.path(), after, &device).unwrap();
+            let read = Learner::load(folder.path(), after, &device, &[]).unwrap();
             assert!(weights(learner.student()) == weights(read.student()));
             assert_eq!(read.average.is_some(), after.optimizer.ema > 0.0);
         }

@@ -55,6 +55,17 @@ impl AdamW {
         if !norm.is_finite() {
             return Ok((model, norm));
         }
+        Ok((self.update(model, gradients, norm, learning_rate), norm))
+    }
+
+    /// The update by gradients of that norm.
+    pub(crate) fn update(
+        &mut self,
+        model: CrossEncoder,
+        gradients: NamedGradients,
+        norm: f64,
+        learning_rate: f64,
+    ) -> CrossEncoder {
         self.steps += 1;
         let [beta1, beta2] = self.settings.betas;
         let mut update = Update {
@@ -75,7 +86,7 @@ impl AdamW {
             gradients: gradients.by_name,
             moments: &mut self.moments,
         };
-        Ok((model.map_parameters(&mut update), norm))
+        model.map_parameters(&mut update)
     }
 
     /// Updates made.

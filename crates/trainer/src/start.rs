@@ -79,11 +79,12 @@ pub(crate) fn start(
         .transpose()?;
     let last = checkpoint::last(run.folder)?;
     let learner = if let Some((folder, _)) = &last {
-        Learner::load(folder, run.settings, device).map_err(|error| damaged(folder, error))?
+        Learner::load(folder, run.settings, device, run.others)
+            .map_err(|error| damaged(folder, error))?
     } else {
         let dropout = Some(run.settings.model.dropout);
         let base = CrossEncoder::load(run.base, run.head()?, dropout, device)?;
-        Learner::new(run.untrained(base)?, run.settings)?
+        Learner::new(run.untrained(base)?, run.settings, run.others)?
     };
     dataset.check(learner.student())?;
     if is_new {

@@ -36,6 +36,8 @@ pub struct Run<'a> {
     pub base: &'a Path,
     /// What to compute on.
     pub device: &'a Device,
+    /// More devices of that kind, each of which has a share of every step's queries.
+    pub others: &'a [Device],
 }
 
 impl Run<'_> {
@@ -331,6 +333,7 @@ mod tests {
             allowed_changes: &[],
             base: Path::new("base"),
             device: &Device::flex(),
+            others: &[],
         };
         let said = "can't allocate buffer of size: 144000000".to_owned();
         let error = run.guarded::<()>(|| Err(ModelError::OutOfMemory { said }.into()));
