@@ -2,9 +2,7 @@
 //! of its loss.
 
 use std::collections::BTreeMap;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread::{self, ScopedJoinHandle};
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
@@ -116,17 +114,12 @@ impl Learner {
         if !norm.is_finite() {
             return Ok((Self { scale, ..self }, norm));
         }
-        let replicas: Vec<Replica> = thread::scope(|threads| {
-            let replicas = self.replicas.into_iter().zip(sums);
-            let updates = replicas.map(|(replica, gradients)| {
-                threads.spawn(move || replica.updated(gradients, norm, learning_rate))
-            });
-            let updates: Vec<_> = updates.collect();
-            let join = |update: ScopedJoinHandle<_>| {
-                update.join().unwrap_or_else(|panic| resume_unwind(panic))
-            };
-            updates.into_iter().map(join).collect()
-        });
+        // All from this thread: operations from another are on a stream of their own, and Burn
+        // 0.23.0-pre.1 mixes up what the two have in memory.
+        let replicas = self.replicas.into_iter().zip(sums);
+        let replicas: Vec<Replica> = replicas
+            .map(|(replica, gradients)| replica.updated(gradients, norm, learning_rate))
+            .collect();
         let Replica { student, optimizer } = &replicas[0];
         let average = self
             .average

@@ -160,20 +160,26 @@ impl StepContext<'_> {
         sum(parts.into_iter().flat_map(|shards| {
             let shards = shards.into_iter().map(|shard| whole.part(shard));
             let shards: Vec<(usize, Documents)> = shards.enumerate().collect();
-            retort_model::parallel_map(&shards, threads, |(place, shard)| {
-                self.backward(&students, place % students.len(), scale, shard)
-            })
+            let ask = |(place, shard): &(usize, Documents)| {
+                self.ask(&students, place % students.len(), scale, shard)
+            };
+            if *device == Device::flex().autodiff() {
+                return retort_model::parallel_map(&shards, threads, |shard| ask(shard)?.answer());
+            }
+            // All GPUs are given their work before one is asked what came of it, from one thread.
+            let asked: Vec<_> = shards.iter().map(ask).collect();
+            asked.into_iter().map(|asked| asked?.answer()).collect()
         }))
     }
 
     /// Forward in passes over pairs of like length, the shard's part of the loss, and backward.
-    fn backward(
+    fn ask(
         &self,
         students: &[&CrossEncoder],
         replica: usize,
         scale: f64,
         shard: &Documents,
-    ) -> Result<Part> {
+    ) -> Result<Asked> {
         let student = &students[replica].fork();
         let device = &student.device();
         let passes = length_buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
@@ -192,22 +198,12 @@ impl StepContext<'_> {
         let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
         let gradients = loss.clone().mul_scalar(scale).backward();
         let gradients = NamedGradients::of(student, &gradients).scaled_by(scale);
-        // Here, while a GPU is at work on all of that; then it is asked, once.
-        let constant_loss = self.loss_of(&shard.constant(), shard)?;
-        let teacher_loss = self.loss_of(&shard.judged.logits(), shard)?;
-        let asked = Tensor::cat(vec![loss.inner(), scores.inner()], 0);
-        let mut numbers = numbers(asked)?.into_iter();
-        retort_model::answered();
-        let loss = numbers.next().map_or(f64::NAN, f64::from);
-        let mut scores = vec![0.0; shard.pairs.len()];
-        for (place, score) in places().zip(numbers) {
-            scores[place] = score;
-        }
-        Ok(Part {
-            loss,
-            constant_loss,
-            teacher_loss,
-            scores,
+        Ok(Asked {
+            numbers: Tensor::cat(vec![loss.inner(), scores.inner()], 0),
+            places: places().collect(),
+            // Here, while a GPU is at work.
+            constant_loss: self.loss_of(&shard.constant(), shard)?,
+            teacher_loss: self.loss_of(&shard.judged.logits(), shard)?,
             computed_tokens,
             gradients: BTreeMap::from([(replica, gradients)]),
         })
@@ -272,6 +268,39 @@ impl<'a> Documents<'a> {
 
     fn lengths(&self) -> Vec<usize> {
         self.pairs.iter().map(|pair| pair.len()).collect()
+    }
+}
+
+/// A shard that a device is at work on.
+struct Asked {
+    /// The loss, then the scores.
+    numbers: Tensor<1>,
+    /// Which document's each score is.
+    places: Vec<usize>,
+    constant_loss: f64,
+    teacher_loss: f64,
+    computed_tokens: usize,
+    gradients: BTreeMap<usize, NamedGradients>,
+}
+
+impl Asked {
+    /// Waits for it.
+    fn answer(self) -> Result<Part> {
+        let mut numbers = numbers(self.numbers)?.into_iter();
+        retort_model::answered();
+        let loss = numbers.next().map_or(f64::NAN, f64::from);
+        let mut scores = vec![0.0; self.places.len()];
+        for (place, score) in self.places.into_iter().zip(numbers) {
+            scores[place] = score;
+        }
+        Ok(Part {
+            loss,
+            constant_loss: self.constant_loss,
+            teacher_loss: self.teacher_loss,
+            scores,
+            computed_tokens: self.computed_tokens,
+            gradients: self.gradients,
+        })
     }
 }
 
