@@ -59,7 +59,7 @@ pub struct StepReport {
     pub skipped: bool,
     /// Pairs in the step.
     pub pairs: usize,
-    /// How long the step took.
+    /// What it took by the wall clock: since the step before, or the evaluation after that.
     pub seconds: f64,
     /// The share of padding in what was computed.
     pub padding: f64,

@@ -25,6 +25,8 @@ pub(crate) struct StepContext<'a> {
     pub(crate) number: usize,
     /// Of the whole run.
     pub(crate) steps: usize,
+    /// When the step before was made.
+    pub(crate) since: Instant,
 }
 
 impl StepContext<'_> {
@@ -36,7 +38,6 @@ impl StepContext<'_> {
         learning_rate: f64,
         device: &Device,
     ) -> Result<(Learner, StepReport)> {
-        let started = Instant::now();
         let whole = Documents::of(step);
         let Part {
             loss,
@@ -71,7 +72,7 @@ impl StepContext<'_> {
             loss_scale: scale.map(LossScale::factor),
             skipped,
             pairs: whole.pairs.len(),
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: self.since.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
         Ok((learner, report))
@@ -429,6 +430,7 @@ mod tests {
             settings: &settings,
             number: 1,
             steps: 1,
+            since: Instant::now(),
         };
         let whole = Documents::of(&step);
         let learner = Learner::new(student.clone(), &settings, &[]).unwrap();
@@ -530,6 +532,7 @@ mod tests {
                 settings: &self.settings,
                 number: self.number,
                 steps: 200,
+                since: Instant::now(),
             };
             context.make(learner, &self.step, 1e-3, &Device::flex().autodiff())
         }
@@ -611,6 +614,7 @@ mod tests {
                     settings: &settings,
                     number,
                     steps: 4,
+                    since: Instant::now(),
                 };
                 let report;
                 (learner, report) = context.make(learner, &step, 1e-3, &device).unwrap();

@@ -4,6 +4,7 @@
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
 use burn::tensor::Device;
 use retort_model::{CrossEncoder, Error as ModelError, Head, ModelConfig};
@@ -172,6 +173,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         metrics,
         sentinels: Sentinels::default(),
         report,
+        since: Instant::now(),
     }
     .complete(start)?;
     Ok(Fitted {
@@ -190,6 +192,8 @@ struct Course<'a, R> {
     metrics: Metrics,
     sentinels: Sentinels,
     report: R,
+    /// When the last step was made, or the evaluation after it.
+    since: Instant,
 }
 
 impl<R: FnMut(Event)> Course<'_, R> {
@@ -272,6 +276,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
             (self.report)(Event::Warning(&warning));
         }
         checkpoint::save(folder, base, learner, now, settings.evaluation.keep)?;
+        self.since = Instant::now();
         Ok(now)
     }
 
@@ -288,10 +293,12 @@ impl<R: FnMut(Event)> Course<'_, R> {
             settings,
             number: step + 1,
             steps,
+            since: self.since,
         };
         let factor = learning_rate_factor(step, steps, &settings.schedule);
         let learning_rate = settings.optimizer.learning_rate * factor;
         let (learner, made) = context.make(learner, groups, learning_rate, self.device)?;
+        self.since = Instant::now();
         let mut line = json!({
             "step": made.step,
             "loss": made.loss,
