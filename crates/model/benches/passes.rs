@@ -20,8 +20,8 @@ use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use retort_model::{
-    Attention, Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, Precision, choose,
-    parallelism, score,
+    Attention, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, Precision, choose, parallelism,
+    score,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -108,7 +108,7 @@ fn there_and_back(student: &CrossEncoder, inputs: &[Encoded], device: &Device) {
         host.backward(&pass, &vec![1.0; inputs.len()]);
         return;
     }
-    let batch = Batch::new(&inputs, student.config().pad_token_id, device);
+    let batch = student.batch(&inputs);
     let logits = student.forward(&batch);
     let gradients = logits.clone().sum().backward();
     // Reading a number waits for all that was asked before it.

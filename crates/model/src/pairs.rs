@@ -137,12 +137,16 @@ impl Batch {
     /// # Shapes
     /// All three tensors are `[B, T]`; `[0, 0]` for no inputs.
     pub fn new(encodings: &[&Encoded], pad_token_id: usize, device: &Device) -> Self {
+        Self::padded(encodings, longest(encodings), pad_token_id, device)
+    }
+
+    fn padded(
+        encodings: &[&Encoded],
+        longest: usize,
+        pad_token_id: usize,
+        device: &Device,
+    ) -> Self {
         let rows = encodings.len();
-        let longest = encodings
-            .iter()
-            .map(|encoded| encoded.len())
-            .max()
-            .unwrap_or(0);
         let mut input_ids = Vec::with_capacity(rows * longest);
         let mut token_type_ids = Vec::with_capacity(rows * longest);
         let mut attention_mask = Vec::with_capacity(rows * longest);
@@ -165,6 +169,19 @@ impl Batch {
             ),
         }
     }
+}
+
+fn longest(encodings: &[&Encoded]) -> usize {
+    let lengths = encodings.iter().map(|encoded| encoded.len());
+    lengths.max().unwrap_or(0)
+}
+
+/// The length that GPUs pad to: at most 32 lengths up to 512, multiples of 8 up to 128 and of as large a
+/// share of larger ones, so an eighth more at most where there are more than 64 tokens. What is fastest
+/// for a product of matrices hangs on the powers of two in its sizes, and Burn looks for it anew for each.
+fn rounded(tokens: usize) -> usize {
+    let step = tokens.next_power_of_two() / 16;
+    tokens.next_multiple_of(step.max(8))
 }
 
 /// Groups inputs of similar length: each bucket lists places in `lengths`, and its size times its
@@ -231,6 +248,33 @@ pub fn embed_all(
 }
 
 impl CrossEncoder {
+    /// What goes into one batch each, as [`length_buckets`] has it, by the lengths that batches have on
+    /// the model's device.
+    pub fn buckets(&self, lengths: &[usize], tokens_per_batch: usize) -> Vec<Vec<usize>> {
+        let padded: Vec<usize> = lengths.iter().map(|tokens| self.padded(*tokens)).collect();
+        length_buckets(&padded, tokens_per_batch)
+    }
+
+    /// A batch for the model, on its device: padded to the longest of the inputs on the CPU, and on GPUs
+    /// to the next of a few lengths.
+    pub fn batch(&self, encodings: &[&Encoded]) -> Batch {
+        let tokens = self.padded(longest(encodings));
+        Batch::padded(
+            encodings,
+            tokens,
+            self.config().pad_token_id,
+            &self.device(),
+        )
+    }
+
+    fn padded(&self, tokens: usize) -> usize {
+        if is_cpu(&self.device()) {
+            return tokens;
+        }
+        // No more than there are positions for.
+        rounded(tokens).min(self.config().max_tokens()).max(tokens)
+    }
+
     /// Whether the model can read `encodings`: to be asked once of everything that will be made
     /// into a [`Batch`], because [`CrossEncoder::forward`] looks up what it is given.
     ///
@@ -286,13 +330,10 @@ fn run(
     let model = model.valid();
     let device = model.device();
     let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
-    let buckets = length_buckets(&lengths, tokens_per_batch);
+    let buckets = model.buckets(&lengths, tokens_per_batch);
     let ask = |bucket: &Vec<usize>| {
         let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
-        output(
-            &model,
-            &Batch::new(&inputs, model.config().pad_token_id, &device),
-        )
+        output(&model, &model.batch(&inputs))
     };
     let answer = |output: Tensor<2>| {
         let [_, width] = output.dims();
@@ -375,6 +416,20 @@ mod tests {
             let longest = bucket.iter().map(|&place| lengths[place]).max().unwrap();
             assert!(bucket.len() * longest <= 18);
         }
+    }
+
+    #[test]
+    fn gpus_pad_to_few_lengths_and_by_little() {
+        let lengths: std::collections::BTreeSet<usize> = (1..=512).map(rounded).collect();
+        assert_eq!(lengths.len(), 32);
+        for tokens in 1..=512 {
+            let more = rounded(tokens) - tokens;
+            assert!(more < 8 || more * 8 < tokens, "{tokens} and {more}");
+        }
+        assert_eq!(
+            [1, 60, 64, 65, 129, 300].map(rounded),
+            [8, 64, 64, 72, 144, 320]
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use crate::architecture::Architecture;
 use crate::attention::Attention;
 use crate::config::ModelConfig;
-use crate::cross_encoder::{Batch, CrossEncoder};
+use crate::cross_encoder::CrossEncoder;
 use crate::draw::Draw;
 use crate::error::{Error, Result};
 use crate::guard::guard;
@@ -91,7 +91,7 @@ fn passes(device: &Device) -> Result<Passed> {
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
     let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, &config)).into();
     let inputs: Vec<&Encoded> = inputs.iter().collect();
-    let logits = model.forward(&Batch::new(&inputs, config.pad_token_id, device));
+    let logits = model.forward(&model.batch(&inputs));
     let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
     let gradients = (logits.clone() * weights).sum().backward();
     let mut read = Read {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use retort_model::{Batch, CrossEncoder, Encoded, HostBert, length_buckets};
+use retort_model::{CrossEncoder, Encoded, HostBert};
 
 use crate::batches::Step;
 use crate::dataset::Example;
@@ -182,13 +182,12 @@ impl StepContext<'_> {
         shard: &Documents,
     ) -> Result<Asked> {
         let student = &students[replica].fork();
-        let device = &student.device();
-        let passes = length_buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
+        let passes = student.buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
         let mut scores = Vec::new();
         for pass in &passes {
             let inputs: Vec<&Encoded> = pass.iter().map(|place| shard.pairs[*place]).collect();
-            let batch = Batch::new(&inputs, student.config().pad_token_id, device);
+            let batch = student.batch(&inputs);
             computed_tokens += batch.input_ids.dims().iter().product::<usize>();
             scores.push(student.forward(&batch));
         }
