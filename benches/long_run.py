@@ -99,6 +99,8 @@ def report(looks: list[tuple[float, int, int | None]], steps: int) -> None:
         if values:
             shown = [values[0], min(values), max(values), values[-1]]
             print(f"| {name} | " + " | ".join(f"{value / MIB:.0f}" for value in shown) + " |")
+            tenths = [values[len(values) * part // 10] for part in range(10)] + values[-1:]
+            print(f"{name}, in tenths: " + ", ".join(f"{value / MIB:.0f}" for value in tenths), file=sys.stderr)
 
 
 if __name__ == "__main__":

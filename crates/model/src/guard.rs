@@ -76,8 +76,29 @@ fn said() -> MutexGuard<'static, Vec<(String, Instant)>> {
 
 fn told(panic: &PanicHookInfo) -> String {
     let what = panic.payload_as_str().unwrap_or("a panic without a word");
+    let what = what.trim_start_matches("called `Result::unwrap()` on an `Err` value: ");
     match panic.location() {
-        Some(place) => format!("{what} ({}:{})", place.file(), place.line()),
+        Some(place) => format!("{what} ({}:{})", in_crate(place.file()), place.line()),
         None => what.to_owned(),
+    }
+}
+
+/// A source file's path from its crate's folder on, where cargo has unpacked that.
+fn in_crate(path: &str) -> &str {
+    let unpacked = path.split_once("/registry/src/");
+    let of_crate = unpacked.and_then(|(_, path)| path.split_once('/'));
+    of_crate.map_or(path, |(_, path)| path)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn places_begin_with_their_crate() {
+        let path = "/home/me/.cargo/registry/src/index.crates.io-1949/cubecl-0.12.0/src/lib.rs";
+        assert_eq!(super::in_crate(path), "cubecl-0.12.0/src/lib.rs");
+        assert_eq!(
+            super::in_crate("crates/model/src/guard.rs"),
+            "crates/model/src/guard.rs"
+        );
     }
 }
