@@ -21,7 +21,9 @@ impl DeviceArguments {
     pub(crate) fn choose(&self, precision: Precision) -> retort_model::Result<(Device, String)> {
         keep_freed_memory();
         set_up(precision);
-        retort_model::choose(self.device)
+        let found = retort_model::choose(self.device)?;
+        watch(&found.0);
+        Ok(found)
     }
 }
 
@@ -60,7 +62,6 @@ impl TrainingDeviceArguments {
         );
         // Before a base model is fetched.
         settings.check_device(&device)?;
-        watch(&device);
         let base = retort_hub::base_model(&model.init, model.revision.as_deref(), None)?;
         tracing::info!("base model: {}", base.origin);
         Ok(Ground {
@@ -98,7 +99,10 @@ fn watch(device: &Device) {
 )]
 fn end(said: &str) -> ! {
     let minutes = PATIENCE.as_secs() / 60;
-    let said = format!("{said}; since then it has not answered for {minutes} minutes");
+    let said = format!(
+        "{said}; since then it has not answered for {minutes} minutes. A run goes on from its last \
+         checkpoint with --resume"
+    );
     let code = exit::report(&retort_model::Error::Device { said }.into());
     std::process::exit(code.into())
 }
