@@ -7,11 +7,12 @@
 mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use common::{SmallJob, fail, retort, root, stderr, succeed};
 use retort_model::{
     CrossEncoder, Device, DeviceChoice, Encoded, Error as ModelError, Head, Precision, choose,
-    configure, is_software, score,
+    configure, is_software, score, unanswered,
 };
 use retort_trainer::{Error, Event, Run, TrainSettings, last_step, train};
 
@@ -22,7 +23,10 @@ fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     configure(None, Precision::F32);
     match choose(DeviceChoice::Wgpu) {
-        Ok((device, _)) => Some((device, alone)),
+        Ok((device, _)) => {
+            die_where_nobody_answers();
+            Some((device, alone))
+        }
         Err(error) => {
             let is_required = std::env::var_os("RETORT_REQUIRE_GPU").is_some();
             assert!(!is_required, "{error}");
@@ -30,6 +34,18 @@ fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
             None
         }
     }
+}
+
+/// The thread of wgpu's that dies now and then (`.config/nextest.toml`) would leave the test waiting.
+fn die_where_nobody_answers() {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            if unanswered().is_some_and(|(_, since)| since > Duration::from_secs(20)) {
+                std::process::abort();
+            }
+        }
+    });
 }
 
 #[test]
