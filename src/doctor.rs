@@ -99,9 +99,9 @@ fn device(
         let Trial {
             of_logits,
             of_gradients,
-            seconds,
+            took,
         } = try_out(&device)?;
-        let seconds = seconds.as_secs_f64();
+        let seconds = took.as_secs_f64();
         said.push(format!(
             "computes what the CPU does within {of_logits:.0e}, and gradients within \
              {of_gradients:.0e} ({seconds:.1} s)"

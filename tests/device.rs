@@ -22,7 +22,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn gpu() -> Option<(Device, MutexGuard<'static, ()>)> {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     configure(None, Precision::F32);
-    match choose(DeviceChoice::Wgpu) {
+    let choice = std::env::var("RETORT_TEST_GPU");
+    let choice = choice.map_or(DeviceChoice::Wgpu, |it| it.parse().unwrap());
+    match choose(choice) {
         Ok((device, _)) => {
             die_where_nobody_answers();
             Some((device, alone))
@@ -88,7 +90,7 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
         .args(["train", "--device", "cpu", "--resume"])
         .arg(&folder);
     let said = stderr(&succeed(&mut command));
-    assert!(said.contains("best so far") || folder.join("verdict.json").exists());
+    assert!(folder.join("verdict.json").exists());
     assert!(said.contains("the first step took"), "{said}");
 }
 

@@ -4,7 +4,8 @@
 //!   cargo bench -p retort-model --bench passes                            on the CPU
 //!   cargo bench -p retort-model --features cuda --bench passes -- --device cuda --batch 32,128
 //!
-//! `--device`, `--batch N,N…`, `--tokens N,N…` and `--passes N`, of which the median counts. The model
+//! `--tf32` has CUDA cut 32-bit products to TF32, which is one choice for all of a process; without it
+//! they are whole. `--device`, `--batch N,N…`, `--tokens N,N…` and `--passes N`, of which the median counts. The model
 //! has the shape of MiniLM-L6 (six layers, 384 wide, 22.7 M parameters) and weights drawn by chance; all
 //! inputs of a batch have one length, so nothing is padded. A pass forward is what `retort score` does
 //! and has 32 bits; the other is that of a training step, without loss and optimiser.
@@ -20,8 +21,8 @@ use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use retort_model::{
-    Attention, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, Precision, choose, parallelism,
-    score,
+    Attention, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, Precision, choose, configure,
+    parallelism, score,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -45,6 +46,14 @@ fn main() {
     };
     let choice: DeviceChoice = value("--device", "cpu").parse().unwrap();
     let passes = numbers("--passes", "5")[0];
+    let cut = arguments.iter().any(|argument| argument == "--tf32");
+    // Which of the two 32-bit products stand for.
+    let (whole_or_cut, other) = if cut {
+        (Precision::Tf32, Precision::F32)
+    } else {
+        (Precision::F32, Precision::Tf32)
+    };
+    configure(None, whole_or_cut);
     let (device, which) = choose(choice).unwrap();
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
@@ -53,7 +62,8 @@ fn main() {
         |device| CrossEncoder::load(folder.path(), Head::Required, Some(0.0), device).unwrap();
     let model = load(&device);
     let mut ways = vec![];
-    for precision in Precision::of(&device) {
+    let precisions = Precision::of(&device).into_iter();
+    for precision in precisions.filter(|precision| *precision != other) {
         for attention in Attention::of(&device) {
             let student = load(&training).with_precision(precision);
             let student = student.with_attention(attention).unwrap();

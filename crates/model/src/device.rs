@@ -69,7 +69,7 @@ pub fn choose(choice: DeviceChoice) -> Result<(Device, String)> {
 /// So many more devices of the kind of one that [`choose`] gave.
 ///
 /// # Errors
-/// Where there are fewer, or one can't be opened.
+/// Where there are fewer.
 pub fn more(device: &Device, count: usize) -> Result<Vec<Device>> {
     let kind = siblings(device);
     if kind.len() < count {

@@ -1,7 +1,7 @@
 //! Parameters by their Hugging Face names: walking through a model.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::architecture::Names;
 use crate::cross_encoder::CrossEncoder;
@@ -54,6 +54,17 @@ impl CrossEncoder {
             device: Some(device),
         })
     }
+}
+
+/// A parameter that was not used yet, with values of its shape on its device.
+pub(crate) fn filled<const N: usize>(
+    parameter: Param<Tensor<N>>,
+    values: Vec<f32>,
+) -> Param<Tensor<N>> {
+    let shape = parameter.lazy_shape().to_vec();
+    let tensor = Tensor::from_data(TensorData::new(values, shape), &parameter.lazy_device());
+    let id = parameter.id;
+    parameter.transform_for_load(tensor, id)
 }
 
 /// Keeps the Hugging Face name of the parameter that a walk through the model has come to.

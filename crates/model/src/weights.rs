@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -16,7 +16,7 @@ use crate::config::ModelConfig;
 use crate::cross_encoder::{Classifier, CrossEncoder};
 use crate::draw::Draw;
 use crate::error::{Error, Result};
-use crate::parameters::{ParameterMapper, ParameterVisitor};
+use crate::parameters::{ParameterMapper, ParameterVisitor, filled};
 use crate::weight_files::{StoredTensor, stored_tensors, weights_path};
 
 /// Where the layers on top of the encoder come from.
@@ -239,12 +239,7 @@ impl ParameterMapper for Fill<'_> {
         }
         let shape = parameter.lazy_shape().to_vec();
         match self.values(name, &shape) {
-            Ok(values) => {
-                let device = parameter.lazy_device();
-                let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
-                let id = parameter.id;
-                parameter.transform_for_load(tensor, id)
-            }
+            Ok(values) => filled(parameter, values),
             Err(error) => {
                 self.error = Some(error);
                 parameter

@@ -140,6 +140,7 @@ pub(crate) struct Steps<'a> {
     dataset: &'a Dataset,
     schedule: &'a ScheduleSettings,
     seed: u64,
+    per_epoch: usize,
     /// That of the step that was asked for last.
     epoch: Option<Epoch>,
 }
@@ -150,13 +151,14 @@ impl<'a> Steps<'a> {
             dataset,
             schedule,
             seed,
+            per_epoch: steps_per_epoch(dataset, schedule),
             epoch: None,
         }
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        steps_per_epoch(self.dataset, self.schedule) * self.schedule.epochs
+        self.per_epoch * self.schedule.epochs
     }
 
     /// The step after so many.
@@ -164,19 +166,18 @@ impl<'a> Steps<'a> {
     /// # Errors
     /// A disk that fails.
     pub(crate) fn after(&mut self, steps: usize) -> Result<Step> {
-        let per_epoch = steps_per_epoch(self.dataset, self.schedule);
-        let number = steps / per_epoch;
+        let number = steps / self.per_epoch;
         let epoch = match self.epoch.take() {
             Some(epoch) if epoch.number == number => epoch,
             _ => Epoch::of(self.dataset, self.schedule, self.seed, number),
         };
         let epoch = self.epoch.insert(epoch);
-        epoch.step(self.dataset, self.schedule, steps % per_epoch)
+        epoch.step(self.dataset, self.schedule, steps % self.per_epoch)
     }
 }
 
 /// The number of steps in an epoch: the same for every epoch.
-pub(crate) fn steps_per_epoch(dataset: &Dataset, schedule: &ScheduleSettings) -> usize {
+fn steps_per_epoch(dataset: &Dataset, schedule: &ScheduleSettings) -> usize {
     let groups_of = |query| groups_of(dataset.examples(query), schedule);
     let of_part = |part: &Part| groups_in_epoch(part.queries.clone().map(groups_of).sum(), part);
     let groups: usize = dataset.parts().iter().map(of_part).sum();
