@@ -63,7 +63,7 @@ fn labels_below_a_threshold_end_with_80_and_still_show_the_audit() {
     for (setting, code, expected) in [
         ("audit.least_auc=1.1", 78, "least_auc must be from 0 to 1"),
         ("audit.relevant_grade=4", 78, "from 1 to 3"),
-        ("audit.least_kapa=0.3", 65, "did you mean `least_kappa`?"),
+        ("audit.least_kapa=0.3", 78, "did you mean `least_kappa`?"),
     ] {
         let said = fail(&mut with(&[setting]), code);
         assert!(said.contains(expected), "{said}");

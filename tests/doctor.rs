@@ -157,6 +157,6 @@ fn doctor_checks_a_training_job() {
     }
     let mut misspelt = retort();
     misspelt.args(["doctor", "--config", "configs/label.toml"]);
-    let said = fail(misspelt.args(["--set", "teacher.modle=x"]), 65);
+    let said = fail(misspelt.args(["--set", "teacher.modle=x"]), 78);
     assert!(said.contains("did you mean `model`?"), "{said}");
 }

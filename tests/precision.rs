@@ -85,7 +85,7 @@ fn what_a_device_does_not_compute_in_is_refused_before_anything_is_written() {
                     \"f32\"";
     assert!(said.contains(expected), "{said}");
     let mut train = job.train("run");
-    let said = fail(train.args(["--set", "model.precision=fp16"]), 65);
+    let said = fail(train.args(["--set", "model.precision=fp16"]), 78);
     assert!(said.contains("`f32`, `tf32`, `bf16`, `f16`"), "{said}");
     let mut train = job.train("run");
     let said = fail(train.args(["--set", "model.attention=fused"]), 78);

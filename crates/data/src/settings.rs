@@ -12,22 +12,30 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A missing file; TOML that does not parse (with its line); an unknown key, naming the nearest
-/// known one; a value of the wrong type.
+/// known one; a value of the wrong type. Of the file or of the overrides, whichever has it.
 pub fn read<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T> {
     let text = fs::read_to_string(path)?;
-    let problem = |error: toml::de::Error| Error::File {
-        path: path.to_owned(),
-        problem: explain(error.to_string().trim_end()),
+    let of_file = |error: toml::de::Error| {
+        let problem = explain(error.to_string().trim_end());
+        Error::Setting(format!("{}: {problem}", path.display()))
     };
     if overrides.is_empty() {
         // Parsed from the text, an error shows the line it is on.
-        return toml::from_str(&text).map_err(problem);
+        return toml::from_str(&text).map_err(of_file);
     }
-    let mut table: Table = toml::from_str(&text).map_err(problem)?;
+    let mut table: Table = toml::from_str(&text).map_err(of_file)?;
     for assignment in overrides {
         set(&mut table, assignment)?;
     }
-    Value::Table(table).try_into().map_err(problem)
+    Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| match toml::from_str::<T>(&text) {
+            Err(before) if before.message() == error.message() => of_file(before),
+            _ => {
+                let problem = explain(error.to_string().trim_end());
+                Error::Setting(format!("--set {}: {problem}", overrides.join(" --set ")))
+            }
+        })
 }
 
 /// Sets one key from `section.key=value`; a value that is no TOML is taken as a string.
@@ -123,6 +131,16 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("did you mean `weight_decay`?"), "{error}");
+        assert!(
+            error.starts_with("--set optimizer.wieght_decay=0: "),
+            "{error}"
+        );
+        // What the file has wrong is not put down to an override.
+        let error = read_text(&misspelt, &["optimizer.weight_decay=0"])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("train.toml"), "{error}");
+        assert!(error.contains("line 2"), "{error}");
     }
 
     #[test]
