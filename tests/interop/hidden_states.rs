@@ -62,10 +62,11 @@ fn hidden_states(model: &CrossEncoder, encoded: &[Encoded]) -> anyhow::Result<Ve
         let inputs: Vec<&Encoded> = bucket.iter().map(|place| &encoded[*place]).collect();
         let batch = Batch::new(&inputs, padding, &model.device());
         let hidden = model.last_hidden_state(&batch);
-        let [_, _, width] = hidden.dims();
+        let [rows, width] = hidden.dims();
+        let longest = rows / inputs.len();
         for (row, place) in bucket.into_iter().enumerate() {
             let length = lengths[place];
-            let of_input = hidden.clone().narrow(0, row, 1).narrow(1, 0, length);
+            let of_input = hidden.clone().narrow(0, row * longest, length);
             let values = of_input.try_into_vec_as::<f32>()?;
             named.push((place.to_string(), vec![length, width], values));
         }

@@ -1,7 +1,7 @@
 //! Attention as all layers have it, and dropout.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `R` of them computed, `D` hidden
-//! width, `H` heads.
+//! Shapes: `N` tokens of a batch, `D` hidden width, `H` heads; of a block of the batch, `B` pairs (or
+//! texts) of `T` tokens each, `R` of them computed.
 
 use std::fmt;
 
@@ -10,6 +10,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor, module};
 use serde::{Deserialize, Serialize};
 
+use crate::blocks::{Block, apart, together};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::parallel::is_cpu;
@@ -79,42 +80,69 @@ pub(crate) const UNSEEN: f64 = -3e4;
 /// Matrix units take features by so many.
 const TILE: usize = 8;
 
-/// # Shapes
-/// - projected: `[B, T, D]`
-/// - output: `[B, H, T, D / H]`
-pub(crate) fn split(projected: Tensor<3>, heads: usize) -> Tensor<4> {
-    let [pairs, tokens, width] = projected.dims();
-    projected
-        .reshape([pairs, tokens, heads, width / heads])
-        .swap_dims(1, 2)
-}
-
-/// The values that each row attends to, those of all heads side by side.
+/// What each head has of each block.
 ///
 /// # Shapes
-/// - query: `[B, H, R, D / H]`, divided by the root of its last dimension
-/// - key and value: `[B, H, T, D / H]`
-/// - mask: `[B, 1, 1, T]` or `[B, 1, R, T]`, added to the scores
-/// - output: `[B, R, D]`
+/// - projected: `[N, D]`
+/// - output: `[B, H, T, D / H]` of each block
+pub(crate) fn heads_of(projected: &Tensor<2>, blocks: &[Block], heads: usize) -> Vec<Tensor<4>> {
+    let blocks = apart(projected, blocks).into_iter();
+    let split = |block: Tensor<3>| {
+        let [pairs, tokens, width] = block.dims();
+        block
+            .reshape([pairs, tokens, heads, width / heads])
+            .swap_dims(1, 2)
+    };
+    blocks.map(split).collect()
+}
+
+/// The values that each row attends to in its block, those of all heads side by side.
+///
+/// # Shapes
+/// Of each block,
+/// - queries: `[B, H, R, D / H]`, divided by the root of its last dimension
+/// - keys and values: `[B, H, T, D / H]`
+/// - masks: `[B, 1, 1, T]` or `[B, 1, R, T]`, added to the scores
+///
+/// and of all together,
+/// - output: `[B R, D]`
 pub(crate) fn attend(
+    config: &ModelConfig,
+    queries: Vec<Tensor<4>>,
+    keys: Vec<Tensor<4>>,
+    values: Vec<Tensor<4>>,
+    masks: &[Tensor<4>],
+) -> Tensor<2> {
+    let blocks = queries.into_iter().zip(keys).zip(values).zip(masks);
+    let attended = |(((query, key), value), mask): (_, &Tensor<4>)| {
+        let of_heads = attend_in_block(config, query, key, value, mask.clone());
+        let [pairs, heads, rows, head_width] = of_heads.dims();
+        of_heads
+            .swap_dims(1, 2)
+            .reshape([pairs, rows, heads * head_width])
+    };
+    together(blocks.map(attended).collect())
+}
+
+/// # Shapes
+/// - query: `[B, H, R, D / H]`
+/// - key and value: `[B, H, T, D / H]`
+/// - mask: `[B, 1, 1, T]` or `[B, 1, R, T]`
+/// - output: `[B, H, R, D / H]`
+fn attend_in_block(
     config: &ModelConfig,
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
     mask: Tensor<4>,
-) -> Tensor<3> {
-    let [pairs, heads, rows, head_width] = query.dims();
+) -> Tensor<4> {
     let [_, _, rows_of_mask, _] = mask.dims();
     let is_fused = config.attention == Attention::Fused && query.is_autodiff();
-    let attended = if is_fused && rows_of_mask == 1 {
-        fused(config, query, key, value, mask)
-    } else {
-        let scores = config.precision.matmul(query, key.transpose()) + mask;
-        weigh(config, scores, value)
-    };
-    attended
-        .swap_dims(1, 2)
-        .reshape([pairs, rows, heads * head_width])
+    if is_fused && rows_of_mask == 1 {
+        return fused(config, query, key, value, mask);
+    }
+    let scores = config.precision.matmul(query, key.transpose()) + mask;
+    weigh(config, scores, value)
 }
 
 /// The same in Burn's fused kernels. On the way back they take no mask, so it goes in as features:

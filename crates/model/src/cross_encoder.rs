@@ -1,26 +1,30 @@
 //! A BERT-like encoder with a classifier on top, and the same encoder as a bi-encoder.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `D` hidden width, `N` labels.
+//! Shapes: `B` pairs (or texts), `N` tokens of all of them and what pads these, `D` hidden width, `L`
+//! labels.
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::attention::Attention;
+use crate::blocks::{Block, apart, together};
 use crate::config::{ModelConfig, ModernBertConfig};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, Rows};
 use crate::error::{Error, Result};
 use crate::head::ClassificationHead;
 use crate::precision::Precision;
 
-/// What the model reads: token ids, padded to one length.
+/// What the model reads: token ids of pairs, one pair after the other, in blocks whose pairs are padded
+/// to one length.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Vocabulary ids, padding included: `[B, T]`.
-    pub input_ids: Tensor<2, Int>,
-    /// 0 for the first text and the padding, 1 for the second: `[B, T]`.
-    pub token_type_ids: Tensor<2, Int>,
-    /// 1.0 for a token, 0.0 for padding: `[B, T]`.
-    pub attention_mask: Tensor<2>,
+    /// Vocabulary ids, padding included: `[N]`.
+    pub(crate) input_ids: Tensor<1, Int>,
+    /// 0 for the first text and the padding, 1 for the second: `[N]`.
+    pub(crate) token_type_ids: Tensor<1, Int>,
+    /// 1.0 for a token, 0.0 for padding: `[N]`.
+    pub(crate) attention_mask: Tensor<1>,
+    pub(crate) blocks: Vec<Block>,
 }
 
 /// An encoder that tells which of several classes a pair of texts is of: whether one follows from
@@ -80,8 +84,7 @@ impl CrossEncoder {
     /// # Shapes
     /// - output: `[B]`
     pub fn forward(&self, batch: &Batch) -> Tensor<1> {
-        let [pairs, _] = batch.input_ids.dims();
-        self.logits(batch).reshape([pairs])
+        self.logits(batch).flatten(0, 1)
     }
 
     /// The same model with these of its layers alone: what a shallower student starts from.
@@ -136,25 +139,22 @@ impl CrossEncoder {
     /// What the encoder makes of each token. Rows of padding hold numbers without meaning.
     ///
     /// # Shapes
-    /// - output: `[B, T, D]`
-    pub fn last_hidden_state(&self, batch: &Batch) -> Tensor<3> {
-        let [_, tokens] = batch.input_ids.dims();
-        self.encoder.forward(&self.config, batch, tokens)
+    /// - output: `[N, D]`
+    pub fn last_hidden_state(&self, batch: &Batch) -> Tensor<2> {
+        self.encoder.forward(&self.config, batch, Rows::All)
     }
 
     /// # Shapes
-    /// - output: `[B, N]`
+    /// - output: `[B, L]`
     pub(crate) fn logits(&self, batch: &Batch) -> Tensor<2> {
-        let [pairs, _] = batch.input_ids.dims();
         let pools_mean = self.config.modern.as_ref().is_some_and(|m| m.pools_mean);
         let pooled = if pools_mean {
-            self.sum(batch) / batch.attention_mask.clone().sum_dim(1)
+            let [sum, tokens] = self.sum(batch);
+            sum / tokens
         } else {
             // The classifier reads the first token alone, so the last layer computes no other: of
             // a six layer model that spares a seventh of the work.
-            self.encoder
-                .forward(&self.config, batch, 1)
-                .reshape([pairs, self.config.hidden_size])
+            self.encoder.forward(&self.config, batch, Rows::First)
         };
         self.head.forward(&self.config, pooled)
     }
@@ -166,21 +166,23 @@ impl CrossEncoder {
     /// - output: `[B, D]`
     pub fn embed(&self, batch: &Batch) -> Tensor<2> {
         // A sum serves as well as a mean: the length is set to one in the end.
-        let sum = self.sum(batch);
+        let [sum, _] = self.sum(batch);
         let length = sum.clone().square().sum_dim(1).sqrt().clamp_min(1e-12);
         sum / length
     }
 
-    /// The last hidden state, summed over real tokens.
+    /// The last hidden state, summed over real tokens, and the number of these.
     ///
     /// # Shapes
-    /// - output: `[B, D]`
-    fn sum(&self, batch: &Batch) -> Tensor<2> {
-        let [texts, _] = batch.input_ids.dims();
-        let mask = batch.attention_mask.clone().unsqueeze_dim::<3>(2);
-        (self.last_hidden_state(batch) * mask)
-            .sum_dim(1)
-            .reshape([texts, self.config.hidden_size])
+    /// - output: `[B, D]` and `[B, 1]`
+    fn sum(&self, batch: &Batch) -> [Tensor<2>; 2] {
+        let mask = batch.attention_mask.clone().unsqueeze_dim::<2>(1);
+        let sums = |rows: Tensor<2>| {
+            let blocks = apart(&rows, &batch.blocks).into_iter();
+            together(blocks.map(|block| block.sum_dim(1)).collect())
+        };
+        let hidden = self.last_hidden_state(batch) * mask.clone();
+        [sums(hidden), sums(mask)]
     }
 }
 
@@ -193,7 +195,7 @@ impl Classifier {
     /// A logit of each class.
     ///
     /// # Shapes
-    /// - output: `[B, N]`
+    /// - output: `[B, L]`
     pub fn forward(&self, batch: &Batch) -> Tensor<2> {
         self.0.logits(batch)
     }

@@ -1,13 +1,14 @@
 //! From token ids to hidden states: embeddings, and a stack of layers of one of two kinds.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `R` of them computed, `D` hidden
-//! width, `E` width of the embeddings.
+//! Shapes: `N` tokens of a batch, `R` of them computed, `D` hidden width, `E` width of the embeddings;
+//! of a block of the batch, `B` pairs (or texts) of `T` tokens each.
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::attention::{UNSEEN, dropout};
+use crate::blocks::{Block, first, together};
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
 use crate::post_norm::PostNorm;
@@ -50,19 +51,24 @@ impl Encoder {
         }
     }
 
-    /// The last hidden state of the first `R` tokens. Rows of padding hold numbers without meaning.
+    /// The last hidden state of the wanted tokens. Rows of padding hold numbers without meaning.
     ///
     /// # Shapes
-    /// - output: `[B, R, D]`
-    pub(crate) fn forward(&self, config: &ModelConfig, batch: &Batch, rows: usize) -> Tensor<3> {
-        let [pairs, tokens] = batch.input_ids.dims();
-        let mask = (batch.attention_mask.clone() - 1.0)
-            .mul_scalar(-UNSEEN)
-            .reshape([pairs, 1, 1, tokens]);
+    /// - output: `[R, D]`
+    pub(crate) fn forward(&self, config: &ModelConfig, batch: &Batch, wanted: Rows) -> Tensor<2> {
+        let blocks = &batch.blocks;
+        let added = (batch.attention_mask.clone() - 1.0).mul_scalar(-UNSEEN);
+        let masks = blocks.iter().zip(batch.begins());
+        let masks: Vec<Tensor<4>> = masks
+            .map(|(block, begin)| {
+                let its = added.clone().narrow(0, begin, block.rows());
+                its.reshape([block.pairs, 1, 1, block.tokens])
+            })
+            .collect();
         let hidden = self.embed(config, batch);
         match &self.stack {
-            Stack::PostNorm(stack) => stack.forward(config, hidden, &mask, rows),
-            Stack::PreNorm(stack) => stack.forward(config, hidden, &mask, rows),
+            Stack::PostNorm(stack) => stack.forward(config, hidden, blocks, &masks, wanted),
+            Stack::PreNorm(stack) => stack.forward(config, hidden, blocks, &masks, wanted),
         }
     }
 
@@ -75,26 +81,26 @@ impl Encoder {
     }
 
     /// # Shapes
-    /// - output: `[B, T, D]`
-    fn embed(&self, config: &ModelConfig, batch: &Batch) -> Tensor<3> {
-        let mut sum = self.words.forward(batch.input_ids.clone());
+    /// - output: `[N, D]`
+    fn embed(&self, config: &ModelConfig, batch: &Batch) -> Tensor<2> {
+        let mut sum = look_up(&self.words, batch.input_ids.clone());
         if let Some(segments) = &self.segments {
             sum = sum
                 + if config.reads_segments() {
-                    segments.forward(batch.token_type_ids.clone())
+                    look_up(segments, batch.token_type_ids.clone())
                 } else {
-                    segments.weight.val().narrow(0, 0, 1).unsqueeze()
+                    segments.weight.val().narrow(0, 0, 1)
                 };
         }
         if let Some(positions) = &self.positions {
-            let [_, tokens] = batch.input_ids.dims();
             sum = sum
                 + if config.counts_from_padding() {
-                    let ids = batch.input_ids.clone();
-                    positions.forward(positions_after_padding(ids, config.pad_token_id))
+                    look_up(
+                        positions,
+                        positions_after_padding(batch, config.pad_token_id),
+                    )
                 } else {
-                    // 0, 1, 2 … in every row: a slice, not a lookup.
-                    positions.weight.val().narrow(0, 0, tokens).unsqueeze()
+                    from_first(positions, &batch.blocks)
                 };
         }
         let hidden = dropout(self.norm.forward(sum), config.hidden_dropout_prob);
@@ -105,42 +111,83 @@ impl Encoder {
     }
 }
 
+/// # Shapes
+/// - ids: `[N]`
+/// - output: `[N, E]`
+fn look_up(table: &Embedding, ids: Tensor<1, Int>) -> Tensor<2> {
+    table.forward(ids.unsqueeze()).flatten(0, 1)
+}
+
+/// The embeddings of 0, 1, 2 … for every pair: a slice, not a lookup.
+///
+/// # Shapes
+/// - output: `[N, E]`
+fn from_first(positions: &Embedding, blocks: &[Block]) -> Tensor<2> {
+    let weight = positions.weight.val();
+    let [_, width] = weight.dims();
+    let block = |block: &Block| {
+        let its = weight.clone().narrow(0, 0, block.tokens);
+        its.unsqueeze::<3>()
+            .expand([block.pairs, block.tokens, width])
+    };
+    together(blocks.iter().map(block).collect())
+}
+
 /// RoBERTa's positions: those of padding tokens, also of one within a text, are the padding token's
 /// id, and the others count on from it.
 ///
 /// # Shapes
-/// - ids and output: `[B, T]`
-fn positions_after_padding(ids: Tensor<2, Int>, pad_token_id: usize) -> Tensor<2, Int> {
+/// - output: `[N]`
+fn positions_after_padding(batch: &Batch, pad_token_id: usize) -> Tensor<1, Int> {
     let padding = i64::try_from(pad_token_id).unwrap_or_default();
-    let is_token = ids.not_equal_elem(padding).int();
-    (is_token.clone().cumsum(1) * is_token).add_scalar(padding)
+    let is_token = batch.input_ids.clone().not_equal_elem(padding).int();
+    let blocks = batch.blocks.iter().zip(batch.begins());
+    let positions = blocks.map(|(block, begin)| {
+        let its = is_token.clone().narrow(0, begin, block.rows());
+        let its = its.reshape([block.pairs, block.tokens]);
+        (its.clone().cumsum(1) * its).flatten(0, 1)
+    });
+    Tensor::cat(positions.collect(), 0).add_scalar(padding)
 }
 
-/// Through all layers, of which the last computes the first `R` tokens alone. A layer is given what
-/// to compute and what that attends to.
+/// Which tokens the last layer computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows {
+    All,
+    /// The first of each pair.
+    First,
+}
+
+/// Through all layers, of which the last computes the wanted rows alone. A layer is given what to
+/// compute, with the blocks that it lies in, and what that attends to.
 ///
 /// # Shapes
-/// - hidden: `[B, T, D]`
-/// - output: `[B, R, D]`
+/// - hidden: `[N, D]`
+/// - output: `[R, D]`
 pub(crate) fn through<L>(
     layers: &[L],
-    hidden: Tensor<3>,
-    rows: usize,
-    forward: impl Fn(&L, Tensor<3>, Tensor<3>) -> Tensor<3>,
-) -> Tensor<3> {
-    let [_, tokens, _] = hidden.dims();
-    let Some((last, others)) = layers.split_last() else {
-        return hidden.narrow(1, 0, rows);
+    hidden: Tensor<2>,
+    blocks: &[Block],
+    wanted: Rows,
+    forward: impl Fn(&L, (Tensor<2>, &[Block]), Tensor<2>) -> Tensor<2>,
+) -> Tensor<2> {
+    let (others, last) = match wanted {
+        Rows::All => (layers, None),
+        Rows::First => match layers.split_last() {
+            Some((last, others)) => (others, Some(last)),
+            None => return first(&hidden, blocks).0,
+        },
     };
     let hidden = others.iter().fold(hidden, |hidden, layer| {
-        forward(layer, hidden.clone(), hidden)
+        forward(layer, (hidden.clone(), blocks), hidden)
     });
-    let wanted = if rows == tokens {
-        hidden.clone()
-    } else {
-        hidden.clone().narrow(1, 0, rows)
-    };
-    forward(last, wanted, hidden)
+    match last {
+        None => hidden,
+        Some(last) => {
+            let (rows, blocks) = first(&hidden, blocks);
+            forward(last, (rows, &blocks), hidden)
+        }
+    }
 }
 
 /// Those of the layers that have these numbers.

@@ -21,6 +21,7 @@
 
 mod architecture;
 mod attention;
+mod blocks;
 mod config;
 mod config_file;
 mod cross_encoder;

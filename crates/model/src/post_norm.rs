@@ -1,15 +1,17 @@
 //! The layers of BERT, RoBERTa, ELECTRA and DistilBERT: each half adds its input and normalises.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `R` of them computed, `D` hidden width.
+//! Shapes: `N` tokens of a batch, `R` of them computed, `D` hidden width; of a block of the batch, `B`
+//! pairs (or texts) of `T` tokens each.
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 
 use crate::architecture::Architecture;
-use crate::attention::{attend, dropout, split};
+use crate::attention::{attend, dropout, heads_of};
+use crate::blocks::Block;
 use crate::config::ModelConfig;
-use crate::encoder::{layer_norm, those, through};
+use crate::encoder::{Rows, layer_norm, those, through};
 use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
@@ -44,18 +46,20 @@ impl PostNorm {
     }
 
     /// # Shapes
-    /// - hidden: `[B, T, D]`
-    /// - mask: `[B, 1, 1, T]`, added to the attention scores
-    /// - output: `[B, R, D]`
+    /// - hidden: `[N, D]`
+    /// - masks: `[B, 1, 1, T]` of each block, added to the attention scores
+    /// - output: `[R, D]`
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
-        hidden: Tensor<3>,
-        mask: &Tensor<4>,
-        rows: usize,
-    ) -> Tensor<3> {
-        through(&self.layers, hidden, rows, |layer, rows, hidden| {
-            layer.forward(config, rows, hidden, mask)
+        hidden: Tensor<2>,
+        blocks: &[Block],
+        masks: &[Tensor<4>],
+        wanted: Rows,
+    ) -> Tensor<2> {
+        let layers = &self.layers;
+        through(layers, hidden, blocks, wanted, |layer, rows, hidden| {
+            layer.forward(config, rows, (hidden, blocks), masks)
         })
     }
 }
@@ -77,26 +81,26 @@ impl Layer {
     }
 
     /// # Shapes
-    /// - rows: `[B, R, D]`, those of `hidden` to compute
-    /// - hidden: `[B, T, D]`, what they attend to
-    /// - mask: `[B, 1, 1, T]`
-    /// - output: `[B, R, D]`
+    /// - rows: `[R, D]`, those of `hidden` to compute, and what they lie in
+    /// - hidden: `[N, D]`, what they attend to, and what that lies in
+    /// - masks: `[B, 1, 1, T]` of each block
+    /// - output: `[R, D]`
     fn forward(
         &self,
         config: &ModelConfig,
-        rows: Tensor<3>,
-        hidden: Tensor<3>,
-        mask: &Tensor<4>,
-    ) -> Tensor<3> {
+        (rows, asking): (Tensor<2>, &[Block]),
+        (hidden, asked): (Tensor<2>, &[Block]),
+        masks: &[Tensor<4>],
+    ) -> Tensor<2> {
         let heads = config.num_attention_heads;
         let head_width = config.hidden_size / heads;
         let linear = |linear, input| config.precision.linear(linear, input);
         // Scaling the queries is T / (D / H) times less work than scaling the scores.
         let query = linear(&self.query, rows.clone()).div_scalar((head_width as f64).sqrt());
-        let query = split(query, heads);
-        let key = split(linear(&self.key, hidden.clone()), heads);
-        let value = split(linear(&self.value, hidden), heads);
-        let context = attend(config, query, key, value, mask.clone());
+        let query = heads_of(&query, asking, heads);
+        let key = heads_of(&linear(&self.key, hidden.clone()), asked, heads);
+        let value = heads_of(&linear(&self.value, hidden), asked, heads);
+        let context = attend(config, query, key, value, masks);
         let attended = linear(&self.attended, context);
         let attended = match config.architecture {
             Architecture::DistilBert => attended,

@@ -1,16 +1,17 @@
 //! The layers of ModernBERT: each half normalises its input first and is added to it. Positions are
 //! rotations of queries and keys; most layers see only the tokens nearby.
 //!
-//! Shapes: `B` pairs (or texts), `T` tokens of the longest, `R` of them computed, `D` hidden width,
-//! `H` heads.
+//! Shapes: `N` tokens of a batch, `R` of them computed, `D` hidden width, `H` heads; of a block of the
+//! batch, `B` pairs (or texts) of `T` tokens each.
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::attention::{UNSEEN, attend, dropout, split};
+use crate::attention::{UNSEEN, attend, dropout, heads_of};
+use crate::blocks::Block;
 use crate::config::{ModelConfig, ModernBertConfig};
-use crate::encoder::{layer_norm, those, through};
+use crate::encoder::{Rows, layer_norm, those, through};
 use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
@@ -38,9 +39,9 @@ struct Layer {
 
 /// What a layer has to know of its batch.
 struct Surroundings {
-    /// `[B, 1, 1, T]` or `[B, 1, T, T]`, added to the attention scores.
-    mask: Tensor<4>,
-    /// Both `[1, 1, T, D / H]`.
+    /// `[B, 1, 1, T]` or `[B, 1, T, T]` of each block, added to the attention scores.
+    masks: Vec<Tensor<4>>,
+    /// Both `[1, 1, T, D / H]`, with `T` of the longest.
     cosines: Tensor<4>,
     sines: Tensor<4>,
 }
@@ -65,37 +66,43 @@ impl PreNorm {
     }
 
     /// # Shapes
-    /// - hidden: `[B, T, D]`
-    /// - mask: `[B, 1, 1, T]`, added to the attention scores
-    /// - output: `[B, R, D]`
+    /// - hidden: `[N, D]`
+    /// - masks: `[B, 1, 1, T]` of each block, added to the attention scores
+    /// - output: `[R, D]`
     pub(crate) fn forward(
         &self,
         config: &ModelConfig,
-        hidden: Tensor<3>,
-        mask: &Tensor<4>,
-        rows: usize,
-    ) -> Tensor<3> {
-        let [_, tokens, _] = hidden.dims();
+        hidden: Tensor<2>,
+        blocks: &[Block],
+        masks: &[Tensor<4>],
+        wanted: Rows,
+    ) -> Tensor<2> {
+        let longest = blocks.iter().map(|block| block.tokens).max();
         let device = hidden.device();
         let head_width = config.hidden_size / config.num_attention_heads;
-        let surroundings = |theta, mask| {
-            let [cosines, sines] = rotation(theta, tokens, head_width, &device);
+        let surroundings = |theta, masks| {
+            let [cosines, sines] = rotation(theta, longest.unwrap_or(0), head_width, &device);
             Surroundings {
-                mask,
+                masks,
                 cosines,
                 sines,
             }
         };
-        let global = surroundings(self.global_theta, mask.clone());
-        let nearby = nearby(self.local_attention / 2, tokens, &device);
-        let nearby = match nearby {
+        let global = surroundings(self.global_theta, masks.to_vec());
+        let nearby = |(block, mask): (&Block, &Tensor<4>)| match nearby(
+            self.local_attention / 2,
+            block.tokens,
+            &device,
+        ) {
             Some(nearby) => mask.clone() + nearby,
             None => mask.clone(),
         };
+        let nearby = blocks.iter().zip(masks).map(nearby).collect();
         let local = surroundings(self.local_theta, nearby);
-        let hidden = through(&self.layers, hidden, rows, |layer, rows, hidden| {
+        let layers = &self.layers;
+        let hidden = through(layers, hidden, blocks, wanted, |layer, rows, hidden| {
             let surroundings = if layer.is_global { &global } else { &local };
-            layer.forward(config, rows, hidden, surroundings)
+            layer.forward(config, rows, (hidden, blocks), surroundings)
         });
         self.norm.forward(hidden)
     }
@@ -118,17 +125,17 @@ impl Layer {
     }
 
     /// # Shapes
-    /// - rows: `[B, R, D]`, those of `hidden` to compute
-    /// - hidden: `[B, T, D]`, what they attend to
-    /// - output: `[B, R, D]`
+    /// - rows: `[R, D]`, those of `hidden` to compute, and what they lie in
+    /// - hidden: `[N, D]`, what they attend to, and what that lies in
+    /// - output: `[R, D]`
     fn forward(
         &self,
         config: &ModelConfig,
-        rows: Tensor<3>,
-        hidden: Tensor<3>,
+        (rows, asking): (Tensor<2>, &[Block]),
+        (hidden, asked): (Tensor<2>, &[Block]),
         surroundings: &Surroundings,
-    ) -> Tensor<3> {
-        let [_, wanted, width] = rows.dims();
+    ) -> Tensor<2> {
+        let [_, width] = rows.dims();
         let heads = config.num_attention_heads;
         let normed = match &self.attention_norm {
             Some(norm) => norm.forward(hidden),
@@ -136,23 +143,26 @@ impl Layer {
         };
         let linear = |linear, input| config.precision.linear(linear, input);
         let joined = linear(&self.joined, normed);
-        let part = |number: usize| joined.clone().narrow(2, number * width, width);
-        let query = split(part(0).narrow(1, 0, wanted), heads);
-        let query = surroundings
-            .rotate(query)
-            .div_scalar(((width / heads) as f64).sqrt());
-        let key = surroundings.rotate(split(part(1), heads));
-        let value = split(part(2), heads);
-        let mask = surroundings.mask_of(wanted);
-        let context = attend(config, query, key, value, mask);
+        let part = |number: usize| {
+            let part = joined.clone().narrow(1, number * width, width);
+            heads_of(&part, asked, heads).into_iter()
+        };
+        let query = part(0).zip(asking).map(|(query, block)| {
+            let query = surroundings.rotate(query.narrow(2, 0, block.tokens));
+            query.div_scalar(((width / heads) as f64).sqrt())
+        });
+        let query: Vec<Tensor<4>> = query.collect();
+        let key = part(1).map(|key| surroundings.rotate(key)).collect();
+        let masks = surroundings.masks_of(asking);
+        let context = attend(config, query, key, part(2).collect(), &masks);
         let probability = config.attention_probs_dropout_prob;
         let rows = rows + dropout(linear(&self.attended, context), probability);
 
         let inner = linear(&self.inner, self.inner_norm.forward(rows.clone()));
         let half = config.intermediate_size;
         let (activated, gate) = (
-            gelu(inner.clone().narrow(2, 0, half)),
-            inner.narrow(2, half, half),
+            gelu(inner.clone().narrow(1, 0, half)),
+            inner.narrow(1, half, half),
         );
         let gated = dropout(activated * gate, config.hidden_dropout_prob);
         rows + linear(&self.outer, gated)
@@ -173,12 +183,14 @@ impl Surroundings {
         input * cosines + swapped * sines
     }
 
-    /// The mask of the first rows.
-    fn mask_of(&self, rows: usize) -> Tensor<4> {
-        match self.mask.dims() {
-            [_, _, 1, _] => self.mask.clone(),
-            _ => self.mask.clone().narrow(2, 0, rows),
-        }
+    /// The masks of each pair's first rows.
+    fn masks_of(&self, asking: &[Block]) -> Vec<Tensor<4>> {
+        let masks = self.masks.iter().zip(asking);
+        let first = masks.map(|(mask, block)| match mask.dims() {
+            [_, _, 1, _] => mask.clone(),
+            _ => mask.clone().narrow(2, 0, block.tokens),
+        });
+        first.collect()
     }
 }
 

@@ -25,6 +25,9 @@ struct Golden {
     folder: PathBuf,
     #[serde(skip)]
     attention: Attention,
+    /// How many times the tolerance of 32 bits what is computed may be off.
+    #[serde(skip, default = "Golden::strictly")]
+    slack: f32,
     /// Not in BERT's file, whose padding token is 0.
     #[serde(default)]
     pad_token_id: usize,
@@ -52,6 +55,10 @@ impl Golden {
         let file = fs::read(folder.join("golden.json")).unwrap();
         let golden: Self = serde_json::from_slice(&file).unwrap();
         Self { folder, ..golden }
+    }
+
+    fn strictly() -> f32 {
+        1.0
     }
 
     /// Of every architecture.
@@ -89,6 +96,13 @@ impl Golden {
         Batch::new(&inputs, self.pad_token_id, device)
     }
 
+    /// The same, in as many blocks as there are pairs.
+    fn unpadded(&self, device: &Device) -> Batch {
+        let encoded = self.encoded();
+        let inputs: Vec<&Encoded> = encoded.iter().collect();
+        Batch::unpadded(&inputs, self.pad_token_id, device)
+    }
+
     fn judged(&self) -> Judged {
         let target = |logit: &f32| Target {
             logit: *logit,
@@ -123,6 +137,7 @@ impl Golden {
         let mut compare = Compare {
             gradients,
             expected: SafeTensors::deserialize(&bytes).unwrap(),
+            slack: self.slack,
             seen: 0,
             worst: 0.0,
         };
@@ -146,7 +161,7 @@ impl Golden {
             let error = (got - expected).abs() / expected.abs();
             let name = self.name();
             assert!(
-                error < 1e-4,
+                error < 1e-4 * f64::from(self.slack),
                 "{name}, {what}: {got}, expected {expected}: off by {error:e}"
             );
             worst = worst.max(error);
@@ -210,6 +225,8 @@ impl Golden {
         let training = device.clone().autodiff();
         let of_all = self.losses(layers, &training, Precision::F32);
         assert!(of_all[STEPS - 1] < 0.2 * of_all[0], "nothing was learnt");
+        // Which of the two 32-bit products stand for is one choice for all of a process.
+        let others = others.iter().filter(|one| **one != Precision::Tf32);
         for precision in others {
             let losses = self.losses(layers, &training, *precision);
             let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
@@ -228,19 +245,27 @@ impl Golden {
     /// Logits in training and outside of it, gradients, and ten steps.
     fn check_all(&self, device: &Device) {
         let name = self.name();
-        let logits = self.student(device).forward(&self.batch(device));
-        let of_logits = self.error_of_logits(logits);
-
-        let device = device.clone().autodiff();
-        let model = self.student(&device);
-        let logits = model.forward(&self.batch(&device));
-        let of_logits = of_logits.max(self.error_of_logits(logits.clone()));
-        assert!(of_logits < 1e-5, "{name}: off by {of_logits:e}");
-        let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &device);
-        let gradients = (logits * weights).sum().backward();
-        let of_gradients =
-            self.check_gradients(&model, gradients, "gradients_weighted.safetensors");
-        let of_steps = self.check_ten_steps_of_graphs(&device);
+        let trained = device.clone().autodiff();
+        let (mut of_logits, mut of_gradients) = (0.0_f32, 0.0_f32);
+        let batches: [fn(&Self, &Device) -> Batch; 2] = [Self::batch, Self::unpadded];
+        // Where kernels take their time to compile, one architecture shows what blocks do.
+        let is_enough = *device != Device::flex() && name != "bert";
+        for batch in &batches[..if is_enough { 1 } else { 2 }] {
+            let logits = self.student(device).forward(&batch(self, device));
+            of_logits = of_logits.max(self.error_of_logits(logits));
+            let model = self.student(&trained);
+            let logits = model.forward(&batch(self, &trained));
+            of_logits = of_logits.max(self.error_of_logits(logits.clone()));
+            let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
+            let gradients = (logits * weights).sum().backward();
+            let file = "gradients_weighted.safetensors";
+            of_gradients = of_gradients.max(self.check_gradients(&model, gradients, file));
+        }
+        assert!(
+            of_logits < 1e-5 * self.slack,
+            "{name}: off by {of_logits:e}"
+        );
+        let of_steps = self.check_ten_steps_of_graphs(&trained);
         println!("{name}: logits {of_logits:e}, gradients {of_gradients:e}, steps {of_steps:e}");
     }
 
@@ -296,10 +321,9 @@ fn every_gradient_of_the_loss_matches_pytorch() {
 }
 
 #[test]
-fn ten_steps_of_adamw_match_pytorch() {
+fn logits_gradients_and_ten_steps_match_pytorch() {
     for golden in Golden::family() {
-        let worst = golden.check_ten_steps_of_graphs(&Device::flex().autodiff());
-        println!("{}: {worst:e}", golden.name());
+        golden.check_all(&Device::flex());
     }
 }
 
@@ -325,7 +349,7 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
 
 /// The tolerances are the CPU's. In WGSL, 32 bits are not cut to fewer: what is left is the order
 /// of sums, and division, exp and tanh that may be off by a few units in the last place. Measured on
-/// software Vulkan: logits within 2.6e-6, gradients within 4.3e-6, losses within 3.5e-6.
+/// software Vulkan: logits within 2.2e-6, gradients within 3.9e-6, losses within 5.3e-6.
 ///
 /// One test for all, because shaders are compiled for each process anew, which in software is most of
 /// what this takes: some three minutes of one core; six tests take eight.
@@ -341,9 +365,16 @@ fn logits_gradients_and_ten_steps_match_pytorch_on_a_gpu() {
 #[test]
 fn fused_attention_matches_pytorch_on_a_gpu() {
     let Some(device) = gpu() else { return };
+    // CUDA's may cut 32 bits to TF32, whatever products are to be.
+    let slack = if Precision::Tf32.check(&device).is_ok() {
+        100.0
+    } else {
+        1.0
+    };
     for name in ["bert", "family/modernbert"] {
         let golden = Golden {
             attention: Attention::Fused,
+            slack,
             ..Golden::of(name)
         };
         golden.check_all(&device);
@@ -468,6 +499,7 @@ impl ParameterVisitor for Values {
 struct Compare<'a> {
     gradients: Gradients,
     expected: SafeTensors<'a>,
+    slack: f32,
     seen: usize,
     worst: f32,
 }
@@ -492,7 +524,8 @@ impl ParameterVisitor for Compare<'_> {
             .map(|four| f32::from_le_bytes(*four));
         if name.ends_with("key.bias") || name.ends_with("k_lin.bias") {
             // Moves all scores of a row alike, which softmax does not see: 0 but for rounding.
-            assert!(got.iter().all(|value| value.abs() < 1e-5), "{name}");
+            let most = 1e-5 * self.slack;
+            assert!(got.iter().all(|value| value.abs() < most), "{name}");
             return;
         }
         let (mut difference, mut length) = (0.0, 0.0);
@@ -501,7 +534,7 @@ impl ParameterVisitor for Compare<'_> {
             length += expected.powi(2);
         }
         let error: f32 = (difference / length).sqrt();
-        assert!(error < 1e-4, "{name}: off by {error:e}");
+        assert!(error < 1e-4 * self.slack, "{name}: off by {error:e}");
         self.worst = self.worst.max(error);
     }
 }
