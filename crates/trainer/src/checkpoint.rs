@@ -24,6 +24,9 @@ pub(crate) struct State {
     /// Evaluations since.
     #[serde(default)]
     pub(crate) since_best: usize,
+    /// Whether the model is an average, and the student beside it. Set when it is written.
+    #[serde(default)]
+    pub(crate) averaged: bool,
 }
 
 impl State {
@@ -54,6 +57,7 @@ impl State {
                 best_ndcg: ndcg,
                 best_step: step,
                 since_best: 0,
+                averaged: false,
             },
         }
     }
@@ -81,11 +85,14 @@ pub(crate) fn save(
     let folder = folder(run, state.step);
     if folder.exists() {
         // It was measured again, on something else.
-        return Ok(retort_files::write_atomic(
-            &folder.join(STATE),
-            &to_json(&state),
-        )?);
+        let averaged = self::state(&folder)?.averaged;
+        let state = to_json(&State { averaged, ..state });
+        return Ok(retort_files::write_atomic(&folder.join(STATE), &state)?);
     }
+    let state = State {
+        averaged: learner.is_averaged(),
+        ..state
+    };
     retort_files::write_new_directory::<Error>(&folder, |folder| {
         learner.save(folder)?;
         let config = learner.model().config().to_serving_json();

@@ -8,11 +8,12 @@ use burn::tensor::{Device, Gradients, Tensor};
 use retort_model::{CrossEncoder, ParameterVisitor};
 
 use crate::Result;
+use crate::bundle::Bundle;
 use crate::vectors::{add, from_host, sum_of_squares};
 
 /// Gradients by Hugging Face name, flattened, without autodiff.
 pub struct NamedGradients {
-    pub(crate) by_name: BTreeMap<String, Tensor<1>>,
+    pub(crate) bundles: Vec<Bundle>,
     /// How many times as large as the loss's they are.
     pub(crate) scale: f64,
 }
@@ -25,8 +26,19 @@ impl NamedGradients {
             by_name: BTreeMap::new(),
         };
         model.visit_parameters(&mut collect);
+        Self::of_names(collect.by_name)
+    }
+
+    /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
+    /// autodiff.
+    pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {
+        let tensor = |(name, values)| (name, from_host(values, device));
+        Self::of_names(gradients.into_iter().map(tensor).collect())
+    }
+
+    fn of_names(by_name: BTreeMap<String, Tensor<1>>) -> Self {
         Self {
-            by_name: collect.by_name,
+            bundles: Bundle::of(by_name),
             scale: 1.0,
         }
     }
@@ -38,36 +50,44 @@ impl NamedGradients {
         Self { scale, ..self }
     }
 
-    /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
-    /// autodiff.
-    pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {
-        let tensor = |(name, values)| (name, from_host(values, device));
-        Self {
-            by_name: gradients.into_iter().map(tensor).collect(),
-            scale: 1.0,
-        }
-    }
-
     /// The gradients of a sum of losses, from those of its terms.
     #[must_use]
-    pub fn plus(mut self, other: Self) -> Self {
-        for (name, gradient) in other.by_name {
-            let sum = match self.by_name.remove(&name) {
+    pub fn plus(self, other: Self) -> Self {
+        let scale = self.scale;
+        let parameters = |gradients: &Self| -> Vec<_> {
+            let bundles = gradients.bundles.iter();
+            bundles.map(|bundle| bundle.parameters.clone()).collect()
+        };
+        if parameters(&self) == parameters(&other) {
+            let both = self.bundles.into_iter().zip(other.bundles);
+            let sum = |(one, other): (Bundle, Bundle)| Bundle {
+                parameters: one.parameters,
+                values: add(one.values, other.values),
+            };
+            let bundles = both.map(sum).collect();
+            return Self { bundles, scale };
+        }
+        // A parameter that one of the terms leaves out has the other's.
+        let mut by_name = self.by_name();
+        for (name, gradient) in other.by_name() {
+            let sum = match by_name.remove(&name) {
                 None => gradient,
                 Some(this) => add(this, gradient),
             };
-            self.by_name.insert(name, sum);
+            by_name.insert(name, sum);
         }
-        self
+        Self::of_names(by_name).scaled_by(scale)
+    }
+
+    /// The gradient of each parameter.
+    pub(crate) fn by_name(self) -> BTreeMap<String, Tensor<1>> {
+        self.bundles.into_iter().flat_map(Bundle::apart).collect()
     }
 
     /// Sums the gradients of a student's replicas, each of a device of its own, given by their numbers,
     /// and gives each the sum, through what joins the devices; a replica that had nothing to compute has
     /// none.
-    pub(crate) fn all_reduced(
-        mut of_replicas: BTreeMap<usize, Self>,
-        devices: &[Device],
-    ) -> Vec<Self> {
+    pub(crate) fn all_reduced(of_replicas: BTreeMap<usize, Self>, devices: &[Device]) -> Vec<Self> {
         let Some(any) = of_replicas.values().next() else {
             return Vec::new();
         };
@@ -75,26 +95,32 @@ impl NamedGradients {
             return of_replicas.into_values().collect();
         }
         let scale = any.scale;
-        let lengths: Vec<(String, usize)> = (any.by_name.iter())
-            .map(|(name, gradient)| (name.clone(), gradient.dims()[0]))
+        let parameters: Vec<_> = any.bundles.iter().map(|b| b.parameters.clone()).collect();
+        let mut of_replicas = of_replicas;
+        let mut all: Vec<_> = (0..devices.len())
+            .map(|number| {
+                of_replicas
+                    .remove(&number)
+                    .map(|its| its.bundles.into_iter())
+            })
             .collect();
         let mut sums: Vec<Self> = devices
             .iter()
             .map(|_| Self {
-                by_name: BTreeMap::new(),
+                bundles: Vec::new(),
                 scale,
             })
             .collect();
-        for (name, length) in lengths {
-            let members = devices.iter().enumerate().map(|(number, device)| {
-                let its = of_replicas
-                    .get_mut(&number)
-                    .and_then(|its| its.by_name.remove(&name));
-                its.unwrap_or_else(|| Tensor::zeros([length], device))
+        for parameters in parameters {
+            let length: usize = parameters.iter().map(|(_, length)| length).sum();
+            let members = all.iter_mut().zip(devices).map(|(bundles, device)| {
+                let its = bundles.as_mut().and_then(Iterator::next);
+                its.map_or_else(|| Tensor::zeros([length], device), |its| its.values)
             });
             let reduced = Tensor::all_reduce(members.collect(), ReduceOperation::Sum);
-            for (sum, reduced) in sums.iter_mut().zip(reduced) {
-                sum.by_name.insert(name.clone(), reduced);
+            for (sum, values) in sums.iter_mut().zip(reduced) {
+                let parameters = parameters.clone();
+                sum.bundles.push(Bundle { parameters, values });
             }
         }
         sums
@@ -106,7 +132,8 @@ impl NamedGradients {
     /// A device that fails.
     pub(crate) fn norm(&self) -> Result<f64> {
         // Summed in the order of names, so that the same gradients give the same norm.
-        Ok(sum_of_squares(self.by_name.values())?.sqrt() / self.scale)
+        let all = self.bundles.iter().map(|bundle| &bundle.values);
+        Ok(sum_of_squares(all)?.sqrt() / self.scale)
     }
 }
 

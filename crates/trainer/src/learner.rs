@@ -90,6 +90,11 @@ impl Learner {
         self.average.as_ref().map_or(self.student(), |a| &a.model)
     }
 
+    /// Whether that is an average, which is saved with the student beside it.
+    pub(crate) fn is_averaged(&self) -> bool {
+        self.average.is_some()
+    }
+
     /// What the loss is multiplied with before the way back, where it is.
     pub(crate) fn loss_scale(&self) -> Option<LossScale> {
         self.scale
@@ -153,9 +158,11 @@ impl Learner {
         self.replicas[0].optimizer.save(&folder.join(OPTIMIZER))
     }
 
-    /// Reads what [`Learner::save`] wrote, onto a device with autodiff and onto `others`.
+    /// Reads what [`Learner::save`] wrote, of one that was averaged or not, onto a device with autodiff
+    /// and onto `others`.
     pub(crate) fn load(
         folder: &Path,
+        was_averaged: bool,
         settings: &TrainSettings,
         device: &Device,
         others: &[Device],
@@ -164,9 +171,8 @@ impl Learner {
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
         let model = as_set(model, settings)?;
         let average = Average::of(&model, settings);
-        let unaveraged = folder.join(UNAVERAGED);
-        let student = if unaveraged.exists() {
-            model.load_weights(&unaveraged)?
+        let student = if was_averaged {
+            model.load_weights(&folder.join(UNAVERAGED))?
         } else {
             model
         };
@@ -336,10 +342,31 @@ mod tests {
             let learner = updated(updated(new(&settings)));
             learner.save(folder.path()).unwrap();
             let device = Device::flex().autodiff();
-            let read = Learner::load(folder.path(), &settings, &device, &[]).unwrap();
+            let averaged = learner.is_averaged();
+            let read = Learner::load(folder.path(), averaged, &settings, &device, &[]).unwrap();
             let (one, other) = (updated(learner), updated(read));
             assert!(weights(one.student()) == weights(other.student()));
             assert!(weights(one.model()) == weights(other.model()));
+
+            // Nothing that is missing or no number is gone on from.
+            let load = || Learner::load(folder.path(), averaged, &settings, &device, &[]);
+            let refusal = || {
+                load()
+                    .err()
+                    .map(|error| error.to_string())
+                    .unwrap_or_default()
+            };
+            if averaged {
+                fs_err::rename(folder.path().join(UNAVERAGED), folder.path().join("lost")).unwrap();
+                assert!(refusal().contains(UNAVERAGED), "{}", refusal());
+                fs_err::rename(folder.path().join("lost"), folder.path().join(UNAVERAGED)).unwrap();
+            }
+            let file = folder.path().join(OPTIMIZER);
+            let mut bytes = fs_err::read(&file).unwrap();
+            let end = bytes.len();
+            bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+            fs_err::write(&file, bytes).unwrap();
+            assert!(refusal().contains("no number"), "{}", refusal());
         }
     }
 
@@ -384,7 +411,7 @@ mod tests {
             fs_err::copy(golden().join(config), folder.path().join(config)).unwrap();
             let learner = updated(updated(new(before)));
             learner.save(folder.path()).unwrap();
-            let read = Learner::load(folder.path(), after, &device, &[]).unwrap();
+            let read = Learner::load(folder.path(), false, after, &device, &[]).unwrap();
             let expected = match (before == &half, after == &half) {
                 (true, true) => first.map(|scale| scale.after(true).after(true)),
                 (false, true) => first,
@@ -411,7 +438,8 @@ mod tests {
             .unwrap();
             let learner = updated(new(before));
             learner.save(folder.path()).unwrap();
-            let read = Learner::load(folder.path(), after, &device, &[]).unwrap();
+            let averaged = learner.is_averaged();
+            let read = Learner::load(folder.path(), averaged, after, &device, &[]).unwrap();
             assert!(weights(learner.student()) == weights(read.student()));
             assert_eq!(read.average.is_some(), after.optimizer.ema > 0.0);
         }

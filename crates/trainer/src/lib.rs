@@ -17,6 +17,7 @@
 //! same weights as a run that was not.
 
 mod batches;
+mod bundle;
 mod checkpoint;
 mod curve;
 mod dataset;

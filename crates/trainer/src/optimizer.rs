@@ -2,6 +2,7 @@
 //! gradient's norm clipped over all parameters together.
 
 use std::collections::{BTreeMap, HashMap};
+use std::mem;
 use std::path::Path;
 
 use burn::module::Param;
@@ -12,6 +13,7 @@ use retort_model::{CrossEncoder, ModelConfig, ParameterMapper, ParameterVisitor}
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::bundle::Bundle;
 use crate::gradients::NamedGradients;
 use crate::settings::OptimizerSettings;
 use crate::vectors::{CHUNK, from_host, host, replace, to_host};
@@ -21,12 +23,12 @@ use crate::{Error, Result};
 pub struct AdamW {
     settings: OptimizerSettings,
     steps: i32,
-    moments: BTreeMap<String, Moments>,
+    moments: Vec<Moments>,
 }
 
-/// Running means of a parameter's gradient and of its square, flattened.
+/// Running means of some parameters' gradients and of their squares.
 struct Moments {
-    mean: Tensor<1>,
+    mean: Bundle,
     square: Tensor<1>,
 }
 
@@ -36,7 +38,7 @@ impl AdamW {
         Self {
             settings: settings.clone(),
             steps: 0,
-            moments: BTreeMap::new(),
+            moments: Vec::new(),
         }
     }
 
@@ -68,25 +70,32 @@ impl AdamW {
     ) -> CrossEncoder {
         self.steps += 1;
         let [beta1, beta2] = self.settings.betas;
+        let constants = Constants {
+            learning_rate,
+            // As torch.nn.utils.clip_grad_norm_ does it.
+            gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0)
+                / gradients.scale,
+            beta1,
+            beta2,
+            mean_correction: 1.0 - beta1.powi(self.steps),
+            square_correction: 1.0 - beta2.powi(self.steps),
+            epsilon: self.settings.epsilon,
+            weight_decay: self.settings.weight_decay,
+        };
         let mut update = Update {
             settings: &self.settings,
             config: model.config().clone(),
-            constants: Constants {
-                learning_rate,
-                // As torch.nn.utils.clip_grad_norm_ does it.
-                gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0)
-                    / gradients.scale,
-                beta1,
-                beta2,
-                mean_correction: 1.0 - beta1.powi(self.steps),
-                square_correction: 1.0 - beta2.powi(self.steps),
-                epsilon: self.settings.epsilon,
-                weight_decay: self.settings.weight_decay,
-            },
-            gradients: gradients.by_name,
-            moments: &mut self.moments,
+            constants,
+            changes: BTreeMap::new(),
+            moments: BTreeMap::new(),
         };
-        model.map_parameters(&mut update)
+        let moments = Moments::of(mem::take(&mut self.moments), &gradients.bundles);
+        for (gradient, moments) in gradients.bundles.into_iter().zip(moments) {
+            update.prepare(gradient, moments);
+        }
+        let model = model.map_parameters(&mut update);
+        self.moments = update.moments.into_values().collect();
+        model
     }
 
     /// Updates made.
@@ -100,13 +109,16 @@ impl AdamW {
     /// An I/O error, or a device that fails.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let mut stored = Vec::new();
-        for (name, moments) in &self.moments {
-            for (kind, tensor) in [("mean", &moments.mean), ("square", &moments.square)] {
-                let bytes: Vec<u8> = to_host(tensor.clone())?
-                    .into_iter()
-                    .flat_map(f32::to_le_bytes)
-                    .collect();
-                stored.push((format!("{name}.{kind}"), bytes));
+        for moments in &self.moments {
+            for (kind, values) in [("mean", &moments.mean.values), ("square", &moments.square)] {
+                let values = to_host(values.clone())?;
+                let mut values = values.as_slice();
+                for (name, length) in &moments.mean.parameters {
+                    let (its, others) = values.split_at(*length);
+                    let bytes: Vec<u8> = its.iter().copied().flat_map(f32::to_le_bytes).collect();
+                    stored.push((format!("{name}.{kind}"), bytes));
+                    values = others;
+                }
             }
         }
         let broken = |error: safetensors::SafeTensorError| Error::Run {
@@ -165,9 +177,13 @@ impl AdamW {
                 .iter()
                 .map(|four| f32::from_le_bytes(*four))
                 .collect();
+            // Or the first step would put it down to the learning rate.
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(problem(format!("{name} holds what is no number")));
+            }
             Ok::<_, Error>(from_host(values, device))
         };
-        let mut moments = BTreeMap::new();
+        let (mut means, mut squares) = (BTreeMap::new(), BTreeMap::new());
         for name in file
             .names()
             .iter()
@@ -177,15 +193,57 @@ impl AdamW {
                 .0
                 .get(name)
                 .ok_or_else(|| problem(format!("has moments of {name}, which the model lacks")))?;
-            let mean = read(format!("{name}.mean"), size)?;
-            let square = read(format!("{name}.square"), size)?;
-            moments.insert(name.to_owned(), Moments { mean, square });
+            means.insert(name.to_owned(), read(format!("{name}.mean"), size)?);
+            squares.insert(name.to_owned(), read(format!("{name}.square"), size)?);
         }
         Ok(Self {
             settings: settings.clone(),
             steps,
-            moments,
+            moments: Moments::by_name(means, squares),
         })
+    }
+}
+
+impl Moments {
+    /// Those of the parameters that gradients are of, in their bundles: of one that had no gradient yet,
+    /// zeros.
+    fn of(moments: Vec<Self>, gradients: &[Bundle]) -> Vec<Self> {
+        let are_those =
+            |(its, gradient): (&Self, &Bundle)| its.mean.parameters == gradient.parameters;
+        if moments.len() == gradients.len() && moments.iter().zip(gradients).all(are_those) {
+            return moments;
+        }
+        let (mut means, mut squares) = (BTreeMap::new(), BTreeMap::new());
+        for Self { mean, square } in moments {
+            squares.extend(mean.with(square).apart());
+            means.extend(mean.apart());
+        }
+        let wanted = |mut by_name: BTreeMap<String, Tensor<1>>| {
+            let parameters = gradients.iter().flat_map(|gradient| {
+                let device = gradient.values.device();
+                let names = gradient.parameters.iter();
+                names.map(move |(name, length)| (name.clone(), *length, device.clone()))
+            });
+            let with_numbers = parameters.map(|(name, length, device)| {
+                let its = by_name.remove(&name);
+                let its = its.unwrap_or_else(|| Tensor::zeros([length], &device));
+                (name, its)
+            });
+            with_numbers.collect()
+        };
+        Self::by_name(wanted(means), wanted(squares))
+    }
+
+    fn by_name(
+        means: BTreeMap<String, Tensor<1>>,
+        squares: BTreeMap<String, Tensor<1>>,
+    ) -> Vec<Self> {
+        let both = Bundle::of(means).into_iter().zip(Bundle::of(squares));
+        both.map(|(mean, square)| Self {
+            mean,
+            square: square.values,
+        })
+        .collect()
     }
 }
 
@@ -203,8 +261,18 @@ struct Update<'a> {
     settings: &'a OptimizerSettings,
     config: ModelConfig,
     constants: Constants,
-    gradients: BTreeMap<String, Tensor<1>>,
-    moments: &'a mut BTreeMap<String, Moments>,
+    changes: BTreeMap<String, Change>,
+    /// Those after the update, by the name of the first parameter.
+    moments: BTreeMap<String, Moments>,
+}
+
+/// What is to be done with a parameter.
+#[expect(clippy::large_enum_variant, reason = "of one device all are alike")]
+enum Change {
+    /// On the CPU all of it.
+    ByGradient(Tensor<1>, Moments),
+    /// To take it that way, times the learning rate.
+    Along(Tensor<1>),
 }
 
 /// What one step's update is made with.
@@ -220,15 +288,34 @@ struct Constants {
     weight_decay: f64,
 }
 
+impl Update<'_> {
+    /// Computes what can be computed of several parameters at once, and keeps the rest.
+    fn prepare(&mut self, gradient: Bundle, moments: Moments) {
+        if gradient.values.device() == Device::flex() {
+            let name = gradient.parameters.into_iter().map(|(name, _)| name).next();
+            let change = Change::ByGradient(gradient.values, moments);
+            self.changes.extend(name.map(|name| (name, change)));
+            return;
+        }
+        let (direction, moments) = direction(gradient.values, moments, self.constants);
+        let directions = moments.mean.with(direction).apart();
+        self.changes
+            .extend(directions.map(|(name, its)| (name, Change::Along(its))));
+        self.keep(moments);
+    }
+
+    fn keep(&mut self, moments: Moments) {
+        if let Some((first, _)) = moments.mean.parameters.first() {
+            self.moments.insert(first.clone(), moments);
+        }
+    }
+}
+
 impl ParameterMapper for Update<'_> {
     fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        let Some(gradient) = self.gradients.remove(name) else {
+        let Some(change) = self.changes.remove(name) else {
             return parameter;
         };
-        let moments = self.moments.remove(name).unwrap_or_else(|| Moments {
-            mean: gradient.zeros_like(),
-            square: gradient.zeros_like(),
-        });
         let mut constants = self.constants;
         // Biases and layer norms, all the vectors there are, are left out, as BERT was trained.
         if N == 1 {
@@ -238,40 +325,38 @@ impl ParameterMapper for Update<'_> {
             Some(layers) => self.settings.layer_decay.powf(layers as f64),
             None => self.settings.head_factor,
         };
-        replace(parameter, |value| {
-            let update = if value.device() == Device::flex() {
-                update_on_host
-            } else {
-                update_on_device
-            };
-            let (value, moments) = update(value, gradient, moments, constants);
-            self.moments.insert(name.to_owned(), moments);
-            value
+        replace(parameter, |value| match change {
+            Change::ByGradient(gradient, moments) => {
+                let (value, moments) = update_on_host(value, gradient, moments, constants);
+                self.keep(moments);
+                value
+            }
+            Change::Along(direction) => {
+                let kept = 1.0 - constants.learning_rate * constants.weight_decay;
+                value.mul_scalar(kept) - direction.mul_scalar(constants.learning_rate)
+            }
         })
     }
 }
 
-fn update_on_device(
-    value: Tensor<1>,
-    gradient: Tensor<1>,
-    moments: Moments,
-    constants: Constants,
-) -> (Tensor<1>, Moments) {
+/// The way that Adam goes, and the moments after it.
+fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Tensor<1>, Moments) {
     let Constants { beta1, beta2, .. } = constants;
+    let Bundle { parameters, values } = moments.mean;
     let gradient = gradient.mul_scalar(constants.gradient_scale);
-    let mean = moments.mean.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
+    let mean = values.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
     let square = moments.square.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
     let root = (square.clone().div_scalar(constants.square_correction)).sqrt();
-    let step =
+    let direction =
         mean.clone().div_scalar(constants.mean_correction) / root.add_scalar(constants.epsilon);
-    let decayed = value.mul_scalar(1.0 - constants.learning_rate * constants.weight_decay);
-    (
-        decayed - step.mul_scalar(constants.learning_rate),
-        Moments { mean, square },
-    )
+    let mean = Bundle {
+        parameters,
+        values: mean,
+    };
+    (direction, Moments { mean, square })
 }
 
-/// The same in one pass over memory, on all cores.
+/// A whole update in one pass over memory, on all cores.
 fn update_on_host(
     value: Tensor<1>,
     gradient: Tensor<1>,
@@ -280,7 +365,8 @@ fn update_on_host(
 ) -> (Tensor<1>, Moments) {
     let device = value.device();
     let (mut value, gradient) = (host(value), host(gradient));
-    let (mut mean, mut square) = (host(moments.mean), host(moments.square));
+    let Bundle { parameters, values } = moments.mean;
+    let (mut mean, mut square) = (host(values), host(moments.square));
     #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
     let narrow = |wide: f64| wide as f32;
     let (beta1, beta2) = (narrow(constants.beta1), narrow(constants.beta2));
@@ -309,7 +395,10 @@ fn update_on_host(
     (
         device(value),
         Moments {
-            mean: device(mean),
+            mean: Bundle {
+                parameters,
+                values: device(mean),
+            },
             square: device(square),
         },
     )

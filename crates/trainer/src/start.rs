@@ -78,8 +78,8 @@ pub(crate) fn start(
         .then(|| checkpoint::lock(run.folder))
         .transpose()?;
     let last = checkpoint::last(run.folder)?;
-    let learner = if let Some((folder, _)) = &last {
-        Learner::load(folder, run.settings, device, run.others)
+    let learner = if let Some((folder, state)) = &last {
+        Learner::load(folder, state.averaged, run.settings, device, run.others)
             .map_err(|error| damaged(folder, error))?
     } else {
         let dropout = Some(run.settings.model.dropout);

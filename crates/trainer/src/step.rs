@@ -145,13 +145,10 @@ impl StepContext<'_> {
         device: &Device,
     ) -> Result<Option<Part>> {
         let students = learner.students();
-        // Dropout draws from a generator of the device's: in which order, two threads would leave to
-        // chance.
+        // Dropout draws from one generator: in which order, two threads would leave to chance.
         let threads = if self.settings.model.dropout > 0.0 {
-            for (number, student) in students.iter().enumerate() {
-                let seed = self.dropout_seed() ^ ((number as u64) << 52);
-                student.device().seed(seed);
-            }
+            // All GPUs of a process draw from one generator.
+            device.seed(self.dropout_seed());
             students.len()
         } else {
             retort_model::parallelism(device).max(students.len())
@@ -169,7 +166,12 @@ impl StepContext<'_> {
             }
             // All GPUs are given their work before one is asked what came of it, from one thread.
             let asked: Vec<_> = shards.iter().map(ask).collect();
-            asked.into_iter().map(|asked| asked?.answer()).collect()
+            let parts: Vec<Result<Part>> = asked.into_iter().map(|asked| asked?.answer()).collect();
+            // Not of one GPU while another owes its own.
+            if parts.iter().all(Result::is_ok) {
+                retort_model::answered();
+            }
+            parts
         }))
     }
 
@@ -188,7 +190,7 @@ impl StepContext<'_> {
         for pass in &passes {
             let inputs: Vec<&Encoded> = pass.iter().map(|place| shard.pairs[*place]).collect();
             let batch = student.batch(&inputs);
-            computed_tokens += batch.input_ids.dims().iter().product::<usize>();
+            computed_tokens += batch.tokens();
             scores.push(student.forward(&batch));
         }
         // The loss takes judgements in the order of the passes, which spares putting scores back.
@@ -287,7 +289,6 @@ impl Asked {
     /// Waits for it.
     fn answer(self) -> Result<Part> {
         let mut numbers = numbers(self.numbers)?.into_iter();
-        retort_model::answered();
         let loss = numbers.next().map_or(f64::NAN, f64::from);
         let mut scores = vec![0.0; self.places.len()];
         for (place, score) in self.places.into_iter().zip(numbers) {
@@ -658,10 +659,11 @@ mod tests {
             let student = CrossEncoder::load(&folder, head, Some(0.0), &device).unwrap();
             let dataset = dataset(&folder, 32);
             let part = |schedule| first(&dataset, &student, schedule);
-            let large = part(["schedule.queries_per_step=32", "schedule.accumulate=1"]);
-            let small = part(["schedule.queries_per_step=8", "schedule.accumulate=4"]);
+            let mut large = part(["schedule.queries_per_step=32", "schedule.accumulate=1"]);
+            let mut small = part(["schedule.queries_per_step=8", "schedule.accumulate=4"]);
             assert!((large.loss - small.loss).abs() < 1e-5 * large.loss);
-            let (large_sum, small_sum) = (&large.gradients[&0], &small.gradients[&0]);
+            let sum = |of: &mut Part| of.gradients.remove(&0).unwrap();
+            let (large_sum, small_sum) = (sum(&mut large), sum(&mut small).by_name());
             let norm = large_sum.norm().unwrap();
             assert!(norm > 0.01);
             assert!(large.teacher_loss < large.constant_loss);
@@ -671,9 +673,9 @@ mod tests {
             assert_eq!(large.scores.len(), pairs);
             assert!(scores.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-5);
             let tolerance = 1e-5 * norm;
-            for (name, large) in &large_sum.by_name {
-                let small = numbers(small_sum.by_name[name].clone()).unwrap();
-                for (large, small) in numbers(large.clone()).unwrap().iter().zip(&small) {
+            for (name, large) in large_sum.by_name() {
+                let small = numbers(small_sum[&name].clone()).unwrap();
+                for (large, small) in numbers(large).unwrap().iter().zip(&small) {
                     let difference = f64::from((large - small).abs());
                     assert!(difference < tolerance, "{name}: {large} {small}");
                 }
