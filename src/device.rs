@@ -77,7 +77,7 @@ const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Ends the process where a thread that serves the device has died and those who wait for it are not
 /// told: they would wait for ever.
-fn watch(device: &Device) {
+pub(crate) fn watch(device: &Device) {
     if *device == Device::flex() {
         return;
     }
@@ -100,8 +100,8 @@ fn watch(device: &Device) {
 fn end(said: &str) -> ! {
     let minutes = PATIENCE.as_secs() / 60;
     let said = format!(
-        "{said}; since then it has not answered for {minutes} minutes. A run goes on from its last \
-         checkpoint with --resume"
+        "{said}; since then it has not answered for {minutes} minutes. A training run goes on from \
+         its last checkpoint with --resume"
     );
     let code = exit::report(&retort_model::Error::Device { said }.into());
     std::process::exit(code.into())

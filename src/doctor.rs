@@ -14,7 +14,7 @@ use retort_trainer::{Run, TrainSettings};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
-use crate::device::set_up;
+use crate::device::{set_up, watch};
 use crate::{label, memory, progress};
 
 #[derive(Args)]
@@ -96,6 +96,7 @@ fn device(
     said.push(format!("trains in {}", listed(&precisions)));
     said.push(format!("attention {}", listed(&attentions)));
     if device != Device::flex() && is_tried(&device) {
+        watch(&device);
         let Trial {
             of_logits,
             of_gradients,

@@ -102,6 +102,7 @@ fn of_model(error: &ModelError) -> u8 {
         | ModelError::DeviceNotFound { .. }
         | ModelError::DeviceNotOpened { .. }
         | ModelError::TooFewDevices { .. }
+        | ModelError::NoLibdevice
         | ModelError::OutOfMemory { .. }
         | ModelError::Precision { .. }
         | ModelError::Attention { .. }

@@ -7,7 +7,8 @@ use clap::Args;
 use indicatif::ProgressBar;
 use retort_data::settings;
 use retort_export::Source;
-use retort_trainer::{Event, Run, TrainSettings};
+use retort_model::Error as ModelError;
+use retort_trainer::{Error, Event, Run, TrainSettings};
 use serde_json::json;
 
 use crate::device::{Ground, TrainingDeviceArguments};
@@ -73,7 +74,8 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
     let mut display = Display::new(started);
     let outcome = retort_trainer::train(&run, |event| display.show(&event));
     display.bar.finish_and_clear();
-    if outcome.is_err()
+    if let Err(error) = &outcome
+        && can_be_gone_on_with(error)
         && let Some(step) = retort_trainer::last_step(&folder)
     {
         let folder = folder.display();
@@ -113,6 +115,21 @@ pub(crate) fn run(arguments: &Arguments, as_json: bool) -> anyhow::Result<()> {
         }),
     );
     Ok(())
+}
+
+/// Whether the run itself is as it should be, and what it ran on was not.
+fn can_be_gone_on_with(error: &Error) -> bool {
+    match error {
+        Error::Io(_) | Error::OutOfMemory { .. } => true,
+        Error::Model(error) => matches!(
+            error,
+            ModelError::Io(_)
+                | ModelError::Device { .. }
+                | ModelError::NoLibdevice
+                | ModelError::OutOfMemory { .. }
+        ),
+        _ => false,
+    }
 }
 
 /// What a run is to go on with.

@@ -43,7 +43,10 @@ fn die_where_nobody_answers() {
     std::thread::spawn(|| {
         loop {
             std::thread::sleep(Duration::from_secs(1));
-            if unanswered().is_some_and(|(_, since)| since > Duration::from_secs(20)) {
+            if let Some((said, since)) = unanswered()
+                && since > Duration::from_secs(20)
+            {
+                println!("nobody answers since: {said}");
                 std::process::abort();
             }
         }
@@ -92,6 +95,49 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
     let said = stderr(&succeed(&mut command));
     assert!(folder.join("verdict.json").exists());
     assert!(said.contains("the first step took"), "{said}");
+}
+
+/// A GPU that stands for two, since one is all that may be there.
+#[test]
+fn two_replicas_learn_what_the_cpu_does_on_a_gpu() {
+    let Some((device, _alone)) = gpu() else {
+        return;
+    };
+    let job = SmallJob::new();
+    let mut settings = job.settings();
+    settings.extend(["model.dropout=0.0", "schedule.epochs=1"].map(str::to_owned));
+    let config = root().join("configs/demo.toml");
+    let settings: TrainSettings = retort_data::settings::read(&config, &settings).unwrap();
+    let losses = |name: &str, device: &Device, others: &[Device]| {
+        let mut losses = Vec::new();
+        let run = Run {
+            settings: &settings,
+            folder: &job.path(name),
+            allowed_changes: &[],
+            base: &root().join("tests/golden/bert"),
+            device,
+            others,
+        };
+        train(&run, |event| {
+            if let Event::Step(made) = event {
+                losses.push(made.loss);
+            }
+        })
+        .unwrap();
+        losses
+    };
+    let here = losses("here", &Device::flex(), &[]);
+    let there = losses("there", &device, std::slice::from_ref(&device));
+    assert_eq!(there.len(), here.len());
+    for (there, here) in there.iter().zip(&here) {
+        assert!((there / here - 1.0).abs() < 1e-4, "{there} {here}");
+    }
+    // What was loaded on one device is trained on another.
+    let golden = root().join("tests/golden/bert");
+    let loaded = Device::flex().autodiff();
+    let model = CrossEncoder::load(&golden, Head::Required, None, &loaded).unwrap();
+    let device = device.autodiff();
+    assert_eq!(model.on(&device).device(), device);
 }
 
 #[test]

@@ -10,7 +10,6 @@ use burn::tensor::DeviceKind;
 use burn::tensor::DeviceType;
 
 use crate::error::{Error, Result};
-#[cfg(feature = "gpu")]
 use crate::guard::guard;
 
 /// What the user asks for.
@@ -69,16 +68,25 @@ pub fn choose(choice: DeviceChoice) -> Result<(Device, String)> {
 /// So many more devices of the kind of one that [`choose`] gave.
 ///
 /// # Errors
-/// Where there are fewer.
+/// Where there are fewer, or one can't be opened.
 pub fn more(device: &Device, count: usize) -> Result<Vec<Device>> {
-    let kind = siblings(device);
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let kind = guard(device, || Ok::<_, Error>(siblings(device)))?;
     if kind.len() < count {
         return Err(Error::TooFewDevices {
             wanted: count + 1,
             found: kind.len() + 1,
         });
     }
-    Ok(kind.into_iter().take(count).collect())
+    let more: Vec<Device> = kind.into_iter().take(count).collect();
+    #[cfg(feature = "gpu")]
+    for one in &more {
+        let interface = if is_cuda(device) { "cuda" } else { "wgpu" };
+        opened(interface, interface, one, || Ok(one.clone()))?;
+    }
+    Ok(more)
 }
 
 /// Those of its kind beside it that are there.
@@ -118,21 +126,27 @@ pub fn is_software(_: &Device) -> bool {
 }
 
 fn best() -> (Device, String) {
-    let mut without = Vec::new();
+    let (mut without, mut unusable) = (Vec::new(), Vec::new());
     for (name, find) in [
         ("CUDA", cuda as fn() -> Result<(Device, String)>),
         ("wgpu", gpu),
     ] {
         match find() {
-            Ok(found) => return found,
+            Ok((device, which)) => {
+                unusable.insert(0, which);
+                return (device, unusable.join("; "));
+            }
             Err(Error::DeviceNotBuilt { .. }) => {
                 without.push(format!("this build has no {name} support"));
             }
             Err(Error::DeviceNotFound { .. }) => {
                 without.push(format!("no GPU was found through {name}"));
             }
-            // One that is there and can't be used is worth the reason.
-            Err(error) => without.push(error.to_string()),
+            // One that is there and can't be used is worth the reason, whatever is taken in its place.
+            Err(error) => {
+                without.push(error.to_string());
+                unusable.push(error.to_string());
+            }
         }
     }
     (

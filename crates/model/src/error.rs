@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::TensorReadError;
 
 use crate::attention::Attention;
+use crate::guard::unanswered;
 use crate::precision::Precision;
 
 /// [`std::result::Result`] with this crate's [`Error`].
@@ -254,6 +255,13 @@ pub enum Error {
         said: String,
     },
 
+    /// A part of CUDA that is not the driver's is not there.
+    #[error(
+        "CUDA's libdevice.10.bc was not found: install CUDA's toolkit, or `pip install nvidia-nvvm` and \
+         set CUDA_PATH to the folder nvidia/cu13 that it makes"
+    )]
+    NoLibdevice,
+
     /// A device name that is none.
     #[error("{0:?} is no device: use auto, cpu, wgpu or cuda")]
     UnknownDevice(String),
@@ -324,9 +332,18 @@ impl Error {
         };
         let lines = || said.lines().map(str::trim).filter(is_told);
         let of_memory = |line: &&str| {
-            let line = line.to_lowercase().replace('_', " ");
-            line.contains("out of memory") || line.contains("can't allocate buffer")
+            let line = line.to_lowercase().replace(['_', '-'], " ");
+            [
+                "out of memory",
+                "out of device memory",
+                "can't allocate buffer",
+            ]
+            .iter()
+            .any(|words| line.contains(words))
         };
+        if said.contains("libdevice.10.bc was not found") {
+            return Self::NoLibdevice;
+        }
         match lines().find(of_memory) {
             Some(line) => Self::OutOfMemory {
                 said: line.to_owned(),
@@ -343,7 +360,10 @@ impl Error {
 
 impl From<TensorReadError> for Error {
     fn from(error: TensorReadError) -> Self {
-        let mut said = error.to_string();
+        // A panic of what serves the device is the cause, and the error may say no more than that there
+        // was one.
+        let mut said = unanswered().map_or(String::new(), |(panic, _)| format!("{panic}\n"));
+        said += &error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
             said = format!("{said}\n{error}");

@@ -44,15 +44,13 @@ impl CrossEncoder {
     /// model and one through the original can run side by side.
     #[must_use]
     pub fn fork(&self) -> Self {
-        self.clone().map_parameters(&mut Fork { device: None })
+        self.on(&self.device())
     }
 
-    /// The same on another device, with autodiff where that has it.
+    /// The same on another device, as leaves of a graph of their own.
     #[must_use]
     pub fn on(&self, device: &Device) -> Self {
-        self.clone().map_parameters(&mut Fork {
-            device: Some(device),
-        })
+        Module::fork(self.clone(), device)
     }
 }
 
@@ -123,28 +121,5 @@ impl<W: ParameterMapper> ModuleMapper for Named<'_, W> {
     fn map_float<const N: usize>(&mut self, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
         let name = self.name();
         self.inner.map(&name, parameter)
-    }
-}
-
-struct Fork<'a> {
-    device: Option<&'a Device>,
-}
-
-impl ParameterMapper for Fork<'_> {
-    fn map<const N: usize>(
-        &mut self,
-        _name: &str,
-        parameter: Param<Tensor<N>>,
-    ) -> Param<Tensor<N>> {
-        let value = parameter.val().inner();
-        let leaf = match self.device {
-            None => Tensor::from_inner(value),
-            Some(device) => {
-                let value = value.to_device(&device.clone().without_autodiff());
-                Tensor::from_inner(value).to_device(device)
-            }
-        };
-        let id = parameter.id;
-        parameter.transform_for_load(leaf, id)
     }
 }

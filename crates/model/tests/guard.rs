@@ -25,11 +25,16 @@ fn panics_become_errors_that_name_the_first() {
         "An IO error happened\nCaused by:\n  can't allocate buffer of size: 144000000\nNo backtrace",
         "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
         "Out of memory",
+        "An IO error happened\nCaused by:\n  out of device memory allocating 144000000 bytes",
+        "An out-of-memory error happened during launch\nCaused by:\n  a kernel",
     ] {
         let error = failed(|| panic!("{words}"));
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
         assert!(!error.to_string().contains('\n'), "{error}");
     }
+
+    let error = failed(|| panic!("libdevice.10.bc was not found: the kernel calls a function"));
+    assert!(matches!(error, Error::NoLibdevice), "{error}");
 
     // One that dies while nobody is told can be asked after, until the device answers.
     guard::<(), Error>(&gpu(), || {
