@@ -3,20 +3,24 @@
 default:
     @just --list --unsorted
 
+# What else the program is built with: `just features=cuda train`.
+features := ""
+run := "cargo run --release --locked --features '" + features + "' --"
+
 # train a student and measure it; a config, or flags of `retort train`
 [group('use')]
 train *arguments:
-    cargo run --release --locked -- train {{ arguments }}
+    {{ run }} train {{ arguments }}
 
 # collect a teacher's judgements; goes on where it was
 [group('use')]
 label *arguments:
-    cargo run --release --locked -- label {{ arguments }}
+    {{ run }} label {{ arguments }}
 
 # write a run's serving directory
 [group('use')]
-export run out:
-    cargo run --release --locked -- export {{ run }} --out {{ out }}
+export folder out:
+    {{ run }} export {{ folder }} --out {{ out }}
 
 # the LLVM that `--features cuda` links, from PyPI: where GitHub is out of reach
 [group('use')]
