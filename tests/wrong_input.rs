@@ -36,7 +36,7 @@ fn an_unknown_setting_names_the_nearest() {
     refused(
         &job,
         &mut train,
-        65,
+        78,
         &["learning_rat", "did you mean `learning_rate`?"],
     );
 

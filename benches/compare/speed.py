@@ -2,7 +2,7 @@
 CrossEncoderTrainer and with a tuned PyTorch loop, in turns, and prints what each makes a second.
 
     benches/compare/speed.py RETORT_BINARY [--device cuda] [--models minilm bert-base] [--pairs 19200]
-                             [--rounds 3] [--step 64] [--precision bf16]
+                             [--rounds 3] [--step 64] [--precision bf16] [--keep FOLDER]
 
 The weights and the vocabulary are drawn by chance, so nothing is fetched. The lengths of pairs are those
 of real search logs: log-normal, the median about 60 tokens, none above 512. A step is so many pairs,
@@ -11,7 +11,8 @@ and pairs sorted by length in blocks of 32 steps; both of PyTorch's compute in b
 does. On a GPU, Retort trains with fused attention as well. Rates are by the wall clock, Retort's reading of
 pairs and all, without the first steps, which compile and tune. The first is shown by itself: Retort's from
 the start of the command, in the first round with no kernels kept from earlier ones, then with them; the
-others' from when the model is loaded. It needs sentence-transformers, datasets and accelerate.
+others' from when the model is loaded. What is trained on and with stays in `--keep`, for benches/kernels.py.
+It needs sentence-transformers, datasets and accelerate.
 """
 
 import argparse
@@ -135,7 +136,7 @@ class Job:
         self.precision, self.pairs, self.folder = arguments.precision, pairs, folder
         self.cuda = self.device == "cuda"
         self.base = folder / "base"
-        self.base.mkdir()
+        self.base.mkdir(parents=True)
         make_base(self.base, name)
         self.runs = 0
         self.lengths = [len(q.split()) + len(d.split()) + SPECIAL for q, d, _ in pairs]
@@ -292,6 +293,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", type=int, default=64)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--keep", type=lambda path: Path(path).resolve())
     arguments = parser.parse_args()
     card = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     peak = next((rate for name, rate in PEAK.items() if name in card), None)
@@ -306,7 +308,7 @@ def main() -> None:
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["RETORT_CACHE"] = f"{folder}/cache"
-            job = Job(arguments, name, pairs, Path(folder))
+            job = Job(arguments, name, pairs, (arguments.keep or Path(folder)) / name)
             trainers = {"Retort": job.by_retort, "CrossEncoderTrainer": job.by_trainer, "loop": job.by_loop}
             if arguments.device != "cpu":
                 trainers["Retort, fused attention"] = lambda: job.by_retort("fused")

@@ -24,18 +24,25 @@ pub fn read<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T>
         return toml::from_str(&text).map_err(of_file);
     }
     let mut table: Table = toml::from_str(&text).map_err(of_file)?;
+    let mut read = toml::from_str::<T>(&text);
+    // The override since which it has the problem that it has.
+    let mut at_fault = None;
     for assignment in overrides {
         set(&mut table, assignment)?;
+        let now = Value::Table(table.clone()).try_into::<T>();
+        match (&read, &now) {
+            (Err(before), Err(after)) if before.message() == after.message() => continue,
+            _ => at_fault = Some(assignment),
+        }
+        read = now;
     }
-    Value::Table(table)
-        .try_into()
-        .map_err(|error: toml::de::Error| match toml::from_str::<T>(&text) {
-            Err(before) if before.message() == error.message() => of_file(before),
-            _ => {
-                let problem = explain(error.to_string().trim_end());
-                Error::Setting(format!("--set {}: {problem}", overrides.join(" --set ")))
-            }
-        })
+    read.map_err(|error| match at_fault {
+        None => of_file(error),
+        Some(assignment) => {
+            let problem = explain(error.to_string().trim_end());
+            Error::Setting(format!("--set {assignment}: {problem}"))
+        }
+    })
 }
 
 /// Sets one key from `section.key=value`; a value that is no TOML is taken as a string.

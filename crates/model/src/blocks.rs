@@ -20,9 +20,8 @@ impl Block {
         self.pairs * self.tokens
     }
 
-    /// The blocks of pairs of these lengths, in their order, that cost least: a token one, and every block
-    /// `more`.
-    pub(crate) fn cheapest(lengths: &[usize], more: usize) -> Vec<Self> {
+    /// The blocks of pairs of these lengths, in their order, that cost least.
+    pub(crate) fn cheapest(lengths: &[usize], cost: impl Fn(Self) -> usize) -> Vec<Self> {
         // Pairs of one length are never apart.
         let runs: Vec<&[usize]> = lengths.chunk_by(|one, next| one == next).collect();
         // Of the blocks up to so many runs, the cost and where the last of them begins.
@@ -33,7 +32,7 @@ impl Block {
             for begin in (0..end).rev() {
                 pairs += runs[begin].len();
                 tokens = tokens.max(runs[begin][0]);
-                let cost = best[begin].0 + more + pairs * tokens;
+                let cost = best[begin].0 + cost(Self { pairs, tokens });
                 least = least.min((cost, begin));
             }
             best.push(least);
@@ -116,23 +115,18 @@ mod tests {
     #[test]
     fn blocks_are_made_where_they_spare_more_than_they_cost() {
         let lengths = [300, 90, 88, 88, 60, 60];
+        let cheapest = |more| Block::cheapest(&lengths, |block| more + block.rows());
         assert_eq!(
-            Block::cheapest(&lengths, 0),
+            cheapest(0),
             [block(1, 300), block(1, 90), block(2, 88), block(2, 60)]
         );
-        assert_eq!(
-            Block::cheapest(&lengths, 50),
-            [block(1, 300), block(3, 90), block(2, 60)]
-        );
-        assert_eq!(
-            Block::cheapest(&lengths, 200),
-            [block(1, 300), block(5, 90)]
-        );
-        assert_eq!(Block::cheapest(&lengths, 2000), [block(6, 300)]);
-        assert_eq!(Block::cheapest(&[], 50), []);
+        assert_eq!(cheapest(50), [block(1, 300), block(3, 90), block(2, 60)]);
+        assert_eq!(cheapest(200), [block(1, 300), block(5, 90)]);
+        assert_eq!(cheapest(2000), [block(6, 300)]);
+        assert_eq!(Block::cheapest(&[], |_| 1), []);
         // In the order given, whatever it is.
         assert_eq!(
-            Block::cheapest(&[5, 100, 5], 10),
+            Block::cheapest(&[5, 100, 5], |block| 10 + block.rows()),
             [block(1, 5), block(1, 100), block(1, 5)]
         );
     }

@@ -286,9 +286,15 @@ impl CrossEncoder {
     /// are side by side. A block's inputs are padded to the longest of them on the CPU, and on GPUs to the
     /// next of a few lengths.
     pub fn batch(&self, encodings: &[&Encoded]) -> Batch {
-        let lengths = encodings.iter().map(|encoded| self.padded(encoded.len()));
+        // No input is without a token, were it one of padding.
+        let lengths = (encodings.iter()).map(|encoded| self.padded(encoded.len().max(1)));
         let lengths: Vec<usize> = lengths.collect();
-        let blocks = Block::cheapest(&lengths, self.tokens_of_a_block());
+        let config = self.config();
+        let blocks = if is_cpu(&self.device()) {
+            Block::cheapest(&lengths, cost_on_the_cpu)
+        } else {
+            Block::cheapest(&lengths, |block| cost_on_a_gpu(block, config))
+        };
         let padding = self.config().pad_token_id;
         Batch::in_blocks(encodings, blocks, padding, &self.device())
     }
@@ -299,17 +305,6 @@ impl CrossEncoder {
         }
         // No more than there are positions for.
         rounded(tokens).min(self.config().max_tokens()).max(tokens)
-    }
-
-    /// How many tokens could be computed in the time that one more block takes.
-    fn tokens_of_a_block(&self) -> usize {
-        // Its gradient is a pass over the tokens of all blocks.
-        const ON_CPU: usize = 32;
-        if is_cpu(&self.device()) {
-            return ON_CPU;
-        }
-        let config = self.config();
-        tokens_of_a_block_on_a_gpu(config.hidden_size, config.intermediate_size)
     }
 
     /// Whether the model can read `encodings`: to be asked once of everything that will be made
@@ -352,13 +347,22 @@ impl CrossEncoder {
     }
 }
 
-/// A GPU has some tens of kernels more to start in each layer for another block's attention, there and
-/// back: estimated at a quarter of a millisecond, in which one of 10^14 operations a second makes so many.
-fn tokens_of_a_block_on_a_gpu(hidden: usize, inner: usize) -> usize {
-    const OPERATIONS: usize = 25_000_000_000;
+/// In tokens. The gradient of what a block is taken from is a pass over all of it.
+fn cost_on_the_cpu(block: Block) -> usize {
+    block.rows() + 32
+}
+
+/// In operations in each layer, there and back, of a GPU that makes 10^14 a second and moves a byte in the
+/// time of 50. What it takes to start a block's kernels is estimated: some tens, a quarter of a millisecond.
+fn cost_on_a_gpu(block: Block, config: &ModelConfig) -> usize {
+    const KERNELS: usize = 25_000_000_000;
+    // Of a token with another: it is read or written some twelve times, in 32 bits.
+    const SCORE: usize = 12 * 4 * 50;
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     // Two for a weight, and twice as many on the way back.
     let of_token = 6 * hidden * (4 * hidden + 2 * inner);
-    OPERATIONS / of_token.max(1)
+    let of_scores = SCORE * config.num_attention_heads * block.tokens;
+    KERNELS + block.rows() * (of_token + of_scores)
 }
 
 /// Batches that a GPU has before it when it is asked what came of one, so that it never waits.
@@ -497,15 +501,18 @@ mod tests {
             .rev()
             .map(|length| rounded(*length))
             .collect();
-        let padding = |hidden, inner| {
-            let more = tokens_of_a_block_on_a_gpu(hidden, inner);
-            let blocks = Block::cheapest(&padded, more);
+        let bert = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/bert");
+        let mut config = ModelConfig::read(&bert).unwrap();
+        config.num_attention_heads = 12;
+        let mut padding = |hidden, inner| {
+            (config.hidden_size, config.intermediate_size) = (hidden, inner);
+            let blocks = Block::cheapest(&padded, |block| cost_on_a_gpu(block, &config));
             let rows: usize = blocks.iter().map(|block| block.rows()).sum();
             (blocks.len(), 100 - 100 * tokens / rows)
         };
         let of_one = 100 - 100 * tokens / (padded[0] * padded.len());
         assert_eq!(of_one, 79);
-        assert_eq!(padding(384, 1536), (2, 52), "MiniLM-L6");
+        assert_eq!(padding(384, 1536), (3, 38), "MiniLM-L6");
         assert_eq!(padding(768, 3072), (4, 30), "BERT-base");
     }
 

@@ -25,7 +25,6 @@ pub(crate) struct State {
     #[serde(default)]
     pub(crate) since_best: usize,
     /// Whether the model is an average, and the student beside it. Set when it is written.
-    #[serde(default)]
     pub(crate) averaged: bool,
 }
 

@@ -112,6 +112,7 @@ impl NamedGradients {
             })
             .collect();
         for parameters in parameters {
+            // Replicas are alike, so their gradients are of the same parameters in the same bundles.
             let length: usize = parameters.iter().map(|(_, length)| length).sum();
             let members = all.iter_mut().zip(devices).map(|(bundles, device)| {
                 let its = bundles.as_mut().and_then(Iterator::next);

@@ -205,8 +205,8 @@ impl AdamW {
 }
 
 impl Moments {
-    /// Those of the parameters that gradients are of, in their bundles: of one that had no gradient yet,
-    /// zeros.
+    /// Those of the parameters that gradients are of, in their bundles: of one that had no gradient in
+    /// the step before, zeros. Of one model, all steps have the same.
     fn of(moments: Vec<Self>, gradients: &[Bundle]) -> Vec<Self> {
         let are_those =
             |(its, gradient): (&Self, &Bundle)| its.mean.parameters == gradient.parameters;

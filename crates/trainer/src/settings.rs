@@ -368,8 +368,8 @@ pub struct ScheduleSettings {
     /// How it falls.
     #[serde(default)]
     pub decay: Decay,
-    /// Tokens in one forward pass: a step's pairs are sorted by length into as many passes as they
-    /// need.
+    /// Tokens in one forward pass, before padding: a step's pairs are sorted by length into as many
+    /// passes as they need.
     pub tokens_per_pass: usize,
 }
 

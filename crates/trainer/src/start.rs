@@ -131,7 +131,10 @@ pub(crate) fn refuse_changes(run: &Run, inputs: &Inputs) -> Result<()> {
 
 /// That a checkpoint can't be read, and what to do, unless it is the device that failed.
 fn damaged(folder: &Path, error: Error) -> Error {
-    if let Error::Model(ModelError::Device { .. } | ModelError::OutOfMemory { .. }) = error {
+    if let Error::Model(
+        ModelError::Device { .. } | ModelError::NoLibdevice | ModelError::OutOfMemory { .. },
+    ) = error
+    {
         return error;
     }
     Error::Run {
