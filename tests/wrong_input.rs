@@ -43,7 +43,7 @@ fn an_unknown_setting_names_the_nearest() {
     let config = std::fs::read_to_string(root().join("configs/demo.toml")).unwrap();
     let misspelt = job.path("misspelt.toml");
     std::fs::write(&misspelt, config.replace("max_tokens", "max_token")).unwrap();
-    let said = fail(retort().args(["train", "--config"]).arg(&misspelt), 65);
+    let said = fail(retort().args(["train", "--config"]).arg(&misspelt), 78);
     assert!(
         said.contains("did you mean `max_tokens`?") && said.contains("misspelt.toml"),
         "{said}"
