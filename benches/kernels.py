@@ -44,7 +44,7 @@ def kernels(arguments: argparse.Namespace, folder: Path, epochs: int) -> tuple[d
         else:
             continue
         # Of a kernel's name what it is, not for which types and sizes.
-        name = re.split(r"[<{(]", name)[0].split("::")[-1].strip()
+        name = re.split(r"[<{(|]", name)[0].split("::")[-1].strip()
         name = re.sub(r"_[0-9a-f]{6,}$", "", name)
         found[name][0] += 1
         found[name][1] += seconds
