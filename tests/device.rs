@@ -53,16 +53,19 @@ fn die_where_nobody_answers() {
     });
 }
 
+fn without_dropout(job: &SmallJob, other: &str) -> TrainSettings {
+    let mut settings = job.settings();
+    settings.extend(["model.dropout=0.0", other].map(str::to_owned));
+    retort_data::settings::read(&root().join("configs/demo.toml"), &settings).unwrap()
+}
+
 #[test]
 fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
     let Some((device, _alone)) = gpu() else {
         return;
     };
     let job = SmallJob::new();
-    let mut settings = job.settings();
-    settings.push("model.dropout=0.0".to_owned());
-    let config = root().join("configs/demo.toml");
-    let settings: TrainSettings = retort_data::settings::read(&config, &settings).unwrap();
+    let settings = without_dropout(&job, "schedule.epochs=2");
     let folder = job.path("run");
     let run = Run {
         settings: &settings,
@@ -104,10 +107,7 @@ fn two_replicas_learn_what_the_cpu_does_on_a_gpu() {
         return;
     };
     let job = SmallJob::new();
-    let mut settings = job.settings();
-    settings.extend(["model.dropout=0.0", "schedule.epochs=1"].map(str::to_owned));
-    let config = root().join("configs/demo.toml");
-    let settings: TrainSettings = retort_data::settings::read(&config, &settings).unwrap();
+    let settings = without_dropout(&job, "schedule.epochs=1");
     let losses = |name: &str, device: &Device, others: &[Device]| {
         let mut losses = Vec::new();
         let run = Run {

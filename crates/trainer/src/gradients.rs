@@ -54,11 +54,11 @@ impl NamedGradients {
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         let scale = self.scale;
-        let parameters = |gradients: &Self| -> Vec<_> {
-            let bundles = gradients.bundles.iter();
-            bundles.map(|bundle| bundle.parameters.clone()).collect()
-        };
-        if parameters(&self) == parameters(&other) {
+        let (ours, theirs) = (self.bundles.iter(), other.bundles.iter());
+        let are_alike = ours
+            .map(|bundle| &bundle.parameters)
+            .eq(theirs.map(|bundle| &bundle.parameters));
+        if are_alike {
             let both = self.bundles.into_iter().zip(other.bundles);
             let sum = |(one, other): (Bundle, Bundle)| Bundle {
                 parameters: one.parameters,
@@ -87,7 +87,10 @@ impl NamedGradients {
     /// Sums the gradients of a student's replicas, each of a device of its own, given by their numbers,
     /// and gives each the sum, through what joins the devices; a replica that had nothing to compute has
     /// none.
-    pub(crate) fn all_reduced(of_replicas: BTreeMap<usize, Self>, devices: &[Device]) -> Vec<Self> {
+    pub(crate) fn all_reduced(
+        mut of_replicas: BTreeMap<usize, Self>,
+        devices: &[Device],
+    ) -> Vec<Self> {
         let Some(any) = of_replicas.values().next() else {
             return Vec::new();
         };
@@ -96,7 +99,6 @@ impl NamedGradients {
         }
         let scale = any.scale;
         let parameters: Vec<_> = any.bundles.iter().map(|b| b.parameters.clone()).collect();
-        let mut of_replicas = of_replicas;
         let mut all: Vec<_> = (0..devices.len())
             .map(|number| {
                 of_replicas
