@@ -74,10 +74,11 @@ test-interop:
 [group('check')]
 lint:
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets --locked -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+    cargo clippy --workspace --all-targets --features '{{ features }}' --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items \
+        --features '{{ features }}' --locked
 
-# the CUDA configuration compiles; needs neither a GPU nor LLVM
+# the same of the CUDA configuration, which needs neither a GPU nor LLVM for that
 [group('check')]
-check-cuda:
-    DOCS_RS=1 CUDARC_CUDA_VERSION=13000 cargo check --workspace --features cuda --locked
+lint-cuda:
+    DOCS_RS=1 CUDARC_CUDA_VERSION=13000 {{ just_executable() }} features=cuda lint
