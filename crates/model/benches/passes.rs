@@ -119,8 +119,10 @@ fn there_and_back(student: &CrossEncoder, inputs: &[Encoded], device: &Device) {
         return;
     }
     let batch = student.batch(&inputs);
-    let logits = student.forward(&batch);
+    let pass = student.pass(&batch);
+    let logits = pass.logits.clone();
     let gradients = logits.clone().sum().backward();
+    let gradients = student.gradients(vec![pass], &gradients);
     // Reading a number waits for all that was asked before it.
     let of_logits: Tensor<1> = logits.inner();
     of_logits.try_into_vec_as::<f32>().unwrap();

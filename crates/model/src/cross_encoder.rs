@@ -79,6 +79,14 @@ impl CrossEncoder {
         self.head.device()
     }
 
+    pub(crate) fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    pub(crate) fn head(&self) -> &ClassificationHead {
+        &self.head
+    }
+
     /// Relevance logits. Dropout and [`Precision`] act only on an autodiff device.
     ///
     /// # Shapes

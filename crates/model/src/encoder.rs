@@ -7,21 +7,21 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::attention::{UNSEEN, dropout};
+use crate::attention::dropout;
 use crate::blocks::{Block, first, together};
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
-use crate::post_norm::PostNorm;
+use crate::post_norm::{Layer, PostNorm};
 use crate::pre_norm::PreNorm;
 
 /// Fields that an architecture lacks are none.
 #[derive(Module, Debug)]
 pub(crate) struct Encoder {
-    words: Embedding,
-    positions: Option<Embedding>,
-    segments: Option<Embedding>,
-    norm: LayerNorm,
-    projection: Option<Linear>,
+    pub(crate) words: Embedding,
+    pub(crate) positions: Option<Embedding>,
+    pub(crate) segments: Option<Embedding>,
+    pub(crate) norm: LayerNorm,
+    pub(crate) projection: Option<Linear>,
     stack: Stack,
 }
 
@@ -56,19 +56,19 @@ impl Encoder {
     /// # Shapes
     /// - output: `[R, D]`
     pub(crate) fn forward(&self, config: &ModelConfig, batch: &Batch, wanted: Rows) -> Tensor<2> {
-        let blocks = &batch.blocks;
-        let added = (batch.attention_mask.clone() - 1.0).mul_scalar(-UNSEEN);
-        let masks = blocks.iter().zip(batch.begins());
-        let masks: Vec<Tensor<4>> = masks
-            .map(|(block, begin)| {
-                let its = added.clone().narrow(0, begin, block.rows());
-                its.reshape([block.pairs, 1, 1, block.tokens])
-            })
-            .collect();
+        let (blocks, masks) = (&batch.blocks, batch.masks());
         let hidden = self.embed(config, batch);
         match &self.stack {
             Stack::PostNorm(stack) => stack.forward(config, hidden, blocks, &masks, wanted),
             Stack::PreNorm(stack) => stack.forward(config, hidden, blocks, &masks, wanted),
+        }
+    }
+
+    /// The layers, where they are such.
+    pub(crate) fn post_norm(&self) -> Option<&[Layer]> {
+        match &self.stack {
+            Stack::PostNorm(stack) => Some(&stack.layers),
+            Stack::PreNorm(_) => None,
         }
     }
 
@@ -83,6 +83,19 @@ impl Encoder {
     /// # Shapes
     /// - output: `[N, D]`
     fn embed(&self, config: &ModelConfig, batch: &Batch) -> Tensor<2> {
+        let normed = self.norm.forward(self.sum(config, batch));
+        let hidden = dropout(normed, config.hidden_dropout_prob);
+        match &self.projection {
+            Some(projection) => config.precision.linear(projection, hidden),
+            None => hidden,
+        }
+    }
+
+    /// The embeddings of each token, added.
+    ///
+    /// # Shapes
+    /// - output: `[N, E]`
+    pub(crate) fn sum(&self, config: &ModelConfig, batch: &Batch) -> Tensor<2> {
         let mut sum = look_up(&self.words, batch.input_ids.clone());
         if let Some(segments) = &self.segments {
             sum = sum
@@ -94,21 +107,20 @@ impl Encoder {
         }
         if let Some(positions) = &self.positions {
             sum = sum
-                + if config.counts_from_padding() {
-                    look_up(
-                        positions,
-                        positions_after_padding(batch, config.pad_token_id),
-                    )
-                } else {
-                    from_first(positions, &batch.blocks)
+                + match position_ids(config, batch) {
+                    Some(ids) => look_up(positions, ids),
+                    None => from_first(positions, &batch.blocks),
                 };
         }
-        let hidden = dropout(self.norm.forward(sum), config.hidden_dropout_prob);
-        match &self.projection {
-            Some(projection) => config.precision.linear(projection, hidden),
-            None => hidden,
-        }
+        sum
     }
+}
+
+/// Which rows of the position embeddings the tokens take: `[N]`. None where they are 0, 1, 2 … of every
+/// pair.
+pub(crate) fn position_ids(config: &ModelConfig, batch: &Batch) -> Option<Tensor<1, Int>> {
+    let counts = config.counts_from_padding();
+    counts.then(|| positions_after_padding(batch, config.pad_token_id))
 }
 
 /// # Shapes

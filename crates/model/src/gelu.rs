@@ -10,6 +10,8 @@
     reason = "what is not inlined into the dispatched loop is not vectorised with it"
 )]
 
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use burn::tensor::activation;
 use burn::tensor::{DType, Tensor, TensorData};
 use pulp::Arch;
@@ -45,6 +47,25 @@ pub(crate) fn gelu<const N: usize>(input: Tensor<N>) -> Tensor<N> {
     });
     // The first term is 0 and has the gradient, the second has the value and no gradient.
     (input.clone() - input.detach()) * constant(slopes) + constant(values)
+}
+
+/// The slope of [`gelu`] at every element, without a graph.
+pub(crate) fn gelu_slope<const N: usize>(input: Tensor<N>) -> Tensor<N> {
+    let device = input.device();
+    if is_cpu(&device) && input.dtype() == DType::F32 {
+        let shape = input.shape();
+        let mut values = input.into_data().try_into_vec::<f32>().unwrap_or_default();
+        Arch::new().dispatch(|| {
+            for value in &mut values {
+                *value = derivative(*value);
+            }
+        });
+        return Tensor::from_data(TensorData::new(values, shape), &device);
+    }
+    let density = (input.clone() * input.clone()).mul_scalar(-0.5).exp();
+    let density = density.mul_scalar(0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
+    let cumulative = input.clone().mul_scalar(FRAC_1_SQRT_2).erf();
+    cumulative.add_scalar(1.0).mul_scalar(0.5) + input * density
 }
 
 /// Beyond it, Φ and the slope are 0 or 1 to the last digit.

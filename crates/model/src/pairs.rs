@@ -13,6 +13,7 @@ use tokenizers::{
     EncodeInput, Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
+use crate::attention::UNSEEN;
 use crate::blocks::Block;
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, Classifier, CrossEncoder};
@@ -196,6 +197,26 @@ impl Batch {
             *end += block.rows();
             Some(begin)
         })
+    }
+
+    /// What is added to the scores of attention: `[B, 1, 1, T]` of each block.
+    pub(crate) fn masks(&self) -> Vec<Tensor<4>> {
+        let added = (self.attention_mask.clone() - 1.0).mul_scalar(-UNSEEN);
+        let mask = |(block, begin): (&Block, usize)| {
+            let its = added.clone().narrow(0, begin, block.rows());
+            its.reshape([block.pairs, 1, 1, block.tokens])
+        };
+        self.blocks.iter().zip(self.begins()).map(mask).collect()
+    }
+
+    /// The same, without autodiff.
+    pub(crate) fn inner(&self) -> Self {
+        Self {
+            input_ids: self.input_ids.clone().inner(),
+            token_type_ids: self.token_type_ids.clone().inner(),
+            attention_mask: self.attention_mask.clone().inner(),
+            blocks: self.blocks.clone(),
+        }
     }
 }
 

@@ -16,19 +16,19 @@ use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
 pub(crate) struct PostNorm {
-    layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer>,
 }
 
 #[derive(Module, Debug)]
-struct Layer {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    attended: Linear,
-    attended_norm: LayerNorm,
-    inner: Linear,
-    outer: Linear,
-    outer_norm: LayerNorm,
+pub(crate) struct Layer {
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) attended: Linear,
+    pub(crate) attended_norm: LayerNorm,
+    pub(crate) inner: Linear,
+    pub(crate) outer: Linear,
+    pub(crate) outer_norm: LayerNorm,
 }
 
 impl PostNorm {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use burn::module::Param;
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::architecture::Architecture;
 use crate::attention::Attention;
@@ -14,7 +14,7 @@ use crate::draw::Draw;
 use crate::error::{Error, Result};
 use crate::guard::guard;
 use crate::pairs::Encoded;
-use crate::parameters::{ParameterMapper, ParameterVisitor, filled};
+use crate::parameters::{ParameterMapper, filled};
 use crate::precision::Precision;
 
 /// How far a device is from the CPU.
@@ -89,17 +89,16 @@ fn passes(device: &Device) -> Result<Passed> {
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
     let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, &config)).into();
     let inputs: Vec<&Encoded> = inputs.iter().collect();
-    let logits = model.forward(&model.batch(&inputs));
+    let pass = model.pass(&model.batch(&inputs));
+    let logits = pass.logits.clone();
     let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
     let gradients = (logits.clone() * weights).sum().backward();
-    let mut read = Read {
-        gradients: &gradients,
-        read: Ok(BTreeMap::new()),
-    };
-    model.visit_parameters(&mut read);
+    let gradients = model.gradients(vec![pass], &gradients).into_iter();
     Ok(Passed {
         logits: logits.try_into_vec_as()?,
-        gradients: read.read?,
+        gradients: gradients
+            .map(|(name, gradient)| Ok((name, gradient.try_into_vec_as()?)))
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -147,26 +146,6 @@ impl ParameterMapper for Fill {
     fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
         let values = self.0.values(name, &parameter.lazy_shape());
         filled(parameter, values)
-    }
-}
-
-struct Read<'a> {
-    gradients: &'a Gradients,
-    read: Result<BTreeMap<String, Vec<f32>>>,
-}
-
-impl ParameterVisitor for Read<'_> {
-    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        let Some(gradient) = parameter.val().grad(self.gradients) else {
-            return;
-        };
-        match (&mut self.read, gradient.try_into_vec_as()) {
-            (Ok(read), Ok(values)) => {
-                read.insert(name.to_owned(), values);
-            }
-            (Ok(_), Err(error)) => self.read = Err(error.into()),
-            (Err(_), _) => {}
-        }
     }
 }
 

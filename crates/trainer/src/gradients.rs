@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Param;
 use burn::tensor::distributed::ReduceOperation;
 use burn::tensor::{Device, Gradients, Tensor};
-use retort_model::{CrossEncoder, ParameterVisitor};
+use retort_model::{CrossEncoder, Pass};
 
 use crate::Result;
 use crate::bundle::Bundle;
@@ -19,14 +18,9 @@ pub struct NamedGradients {
 }
 
 impl NamedGradients {
-    /// Of a model's parameters.
-    pub fn of(model: &CrossEncoder, gradients: &Gradients) -> Self {
-        let mut collect = Collect {
-            gradients,
-            by_name: BTreeMap::new(),
-        };
-        model.visit_parameters(&mut collect);
-        Self::of_names(collect.by_name)
+    /// Of a model's parameters, from those of a loss of what its passes gave.
+    pub fn of(model: &CrossEncoder, passes: Vec<Pass>, gradients: &Gradients) -> Self {
+        Self::of_names(model.gradients(passes, gradients))
     }
 
     /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
@@ -137,19 +131,5 @@ impl NamedGradients {
         // Summed in the order of names, so that the same gradients give the same norm.
         let all = self.bundles.iter().map(|bundle| &bundle.values);
         Ok(sum_of_squares(all)?.sqrt() / self.scale)
-    }
-}
-
-struct Collect<'a> {
-    gradients: &'a Gradients,
-    by_name: BTreeMap<String, Tensor<1>>,
-}
-
-impl ParameterVisitor for Collect<'_> {
-    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        if let Some(gradient) = parameter.val().grad(self.gradients) {
-            self.by_name
-                .insert(name.to_owned(), gradient.flatten(0, N - 1));
-        }
     }
 }

@@ -271,7 +271,7 @@ struct Update<'a> {
 enum Change {
     /// On the CPU all of it.
     ByGradient(Tensor<1>, Moments),
-    /// To take it that way, times the learning rate.
+    /// To take it that way, times its share of the learning rate.
     Along(Tensor<1>),
 }
 
@@ -321,10 +321,11 @@ impl ParameterMapper for Update<'_> {
         if N == 1 {
             constants.weight_decay = 0.0;
         }
-        constants.learning_rate *= match self.config.layers_above(name) {
+        let share = match self.config.layers_above(name) {
             Some(layers) => self.settings.layer_decay.powf(layers as f64),
             None => self.settings.head_factor,
         };
+        constants.learning_rate *= share;
         replace(parameter, |value| match change {
             Change::ByGradient(gradient, moments) => {
                 let (value, moments) = update_on_host(value, gradient, moments, constants);
@@ -332,23 +333,28 @@ impl ParameterMapper for Update<'_> {
                 value
             }
             Change::Along(direction) => {
+                // Of operations on one parameter, each is a kernel, and there are many parameters.
+                let times = |tensor: Tensor<1>, factor| match factor {
+                    1.0 => tensor,
+                    _ => tensor.mul_scalar(factor),
+                };
                 let kept = 1.0 - constants.learning_rate * constants.weight_decay;
-                value.mul_scalar(kept) - direction.mul_scalar(constants.learning_rate)
+                times(value, kept) - times(direction, share)
             }
         })
     }
 }
 
-/// The way that Adam goes, and the moments after it.
+/// How far Adam goes, and the moments after it.
 fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Tensor<1>, Moments) {
     let Constants { beta1, beta2, .. } = constants;
     let Bundle { parameters, values } = moments.mean;
     let gradient = gradient.mul_scalar(constants.gradient_scale);
     let mean = values.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
     let square = moments.square.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
+    let rate = constants.learning_rate / constants.mean_correction;
     let root = (square.clone().div_scalar(constants.square_correction)).sqrt();
-    let direction =
-        mean.clone().div_scalar(constants.mean_correction) / root.add_scalar(constants.epsilon);
+    let direction = mean.clone().mul_scalar(rate) / root.add_scalar(constants.epsilon);
     let mean = Bundle {
         parameters,
         values: mean,

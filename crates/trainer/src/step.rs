@@ -186,20 +186,20 @@ impl StepContext<'_> {
         let student = &students[replica].fork();
         let passes = student.buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
-        let mut scores = Vec::new();
+        let mut made = Vec::new();
         for pass in &passes {
             let inputs: Vec<&Encoded> = pass.iter().map(|place| shard.pairs[*place]).collect();
             let batch = student.batch(&inputs);
             computed_tokens += batch.tokens();
-            scores.push(student.forward(&batch));
+            made.push(student.pass(&batch));
         }
         // The loss takes judgements in the order of the passes, which spares putting scores back.
         let places = || passes.iter().flatten().copied();
         let judged = shard.judged.part(places());
-        let scores = Tensor::cat(scores, 0);
+        let scores = Tensor::cat(made.iter().map(|pass| pass.logits.clone()).collect(), 0);
         let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
         let gradients = loss.clone().mul_scalar(scale).backward();
-        let gradients = NamedGradients::of(student, &gradients).scaled_by(scale);
+        let gradients = NamedGradients::of(student, made, &gradients).scaled_by(scale);
         Ok(Asked {
             numbers: Tensor::cat(vec![loss.inner(), scores.inner()], 0),
             places: places().collect(),

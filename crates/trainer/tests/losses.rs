@@ -242,7 +242,8 @@ fn learnt(loss: &str) -> f64 {
     let mut optimizer = AdamW::new(&adamw);
     let mut best = 0.0_f64;
     for _ in 0..300 {
-        let scores = student.forward(&batch);
+        let pass = student.pass(&batch);
+        let scores = pass.logits.clone();
         best = best.max(ndcg(
             &scores.clone().try_into_vec_as::<f32>().unwrap(),
             gains,
@@ -251,7 +252,7 @@ fn learnt(loss: &str) -> f64 {
             break;
         }
         let gradients = loss::weighted_sum(&scores, &judged, &settings).backward();
-        let gradients = NamedGradients::of(&student, &gradients);
+        let gradients = NamedGradients::of(&student, vec![pass], &gradients);
         (student, _) = optimizer.step(student, gradients, 3e-3).unwrap();
     }
     best

@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 #![allow(clippy::print_stdout, reason = "they say what they measured")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, panic, process, thread};
 
 use burn::module::Param;
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_model::{
     Attention, Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer,
@@ -132,7 +133,12 @@ impl Golden {
     }
 
     /// The largest relative error of a gradient, which must stay below 1e-4.
-    fn check_gradients(&self, model: &CrossEncoder, gradients: Gradients, file: &str) -> f32 {
+    fn check_gradients(
+        &self,
+        model: &CrossEncoder,
+        gradients: BTreeMap<String, Tensor<1>>,
+        file: &str,
+    ) -> f32 {
         let bytes = fs::read(self.folder.join(file)).unwrap();
         let mut compare = Compare {
             gradients,
@@ -200,9 +206,10 @@ impl Golden {
         };
         let mut losses = Vec::new();
         while losses.len() < STEPS {
-            let loss = self.loss(&model.forward(&batch));
+            let pass = model.pass(&batch);
+            let loss = self.loss(&pass.logits);
             let gradients = loss.clone().mul_scalar(scale).backward();
-            let gradients = NamedGradients::of(&model, &gradients).scaled_by(scale);
+            let gradients = NamedGradients::of(&model, vec![pass], &gradients).scaled_by(scale);
             let norm;
             (model, norm) = optimizer.step(model, gradients, 1e-4).unwrap();
             if norm.is_finite() {
@@ -254,27 +261,41 @@ impl Golden {
             let logits = self.student(device).forward(&batch(self, device));
             of_logits = of_logits.max(self.error_of_logits(logits));
             let model = self.student(&trained);
-            let logits = model.forward(&batch(self, &trained));
-            of_logits = of_logits.max(self.error_of_logits(logits.clone()));
-            let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
-            let gradients = (logits * weights).sum().backward();
-            let file = "gradients_weighted.safetensors";
-            of_gradients = of_gradients.max(self.check_gradients(&model, gradients, file));
+            // As training does it, and by the graph that this stands for.
+            let by_graph = [false, true]
+                .into_iter()
+                .filter(|by_graph| !(*by_graph && is_enough));
+            for by_graph in by_graph {
+                let batch = batch(self, &trained);
+                let (logits, passes) = if by_graph {
+                    (model.forward(&batch), Vec::new())
+                } else {
+                    let pass = model.pass(&batch);
+                    (pass.logits.clone(), vec![pass])
+                };
+                of_logits = of_logits.max(self.error_of_logits(logits.clone()));
+                let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
+                let gradients = (logits * weights).sum().backward();
+                let gradients = model.gradients(passes, &gradients);
+                let file = "gradients_weighted.safetensors";
+                of_gradients = of_gradients.max(self.check_gradients(&model, gradients, file));
+            }
         }
         assert!(
             of_logits < 1e-5 * self.slack,
             "{name}: off by {of_logits:e}"
         );
-        let of_steps = self.check_ten_steps_of_graphs(&trained);
+        let of_steps = self.check_ten_steps_as_trained(&trained);
         println!("{name}: logits {of_logits:e}, gradients {of_gradients:e}, steps {of_steps:e}");
     }
 
-    /// With Burn's own backward pass.
-    fn check_ten_steps_of_graphs(&self, device: &Device) -> f64 {
+    /// Where tensors are computed with.
+    fn check_ten_steps_as_trained(&self, device: &Device) -> f64 {
         let batch = self.batch(device);
         self.check_ten_steps(device, |model| {
-            let loss = self.loss(&model.forward(&batch));
-            let gradients = NamedGradients::of(model, &loss.backward());
+            let pass = model.pass(&batch);
+            let loss = self.loss(&pass.logits);
+            let gradients = NamedGradients::of(model, vec![pass], &loss.backward());
             (value(loss), gradients)
         })
     }
@@ -313,9 +334,9 @@ fn every_gradient_of_the_loss_matches_pytorch() {
     let golden = Golden::of("bert");
     let device = Device::flex().autodiff();
     let model = golden.student(&device);
-    let gradients = golden
-        .loss(&model.forward(&golden.batch(&device)))
-        .backward();
+    let pass = model.pass(&golden.batch(&device));
+    let gradients = golden.loss(&pass.logits).backward();
+    let gradients = model.gradients(vec![pass], &gradients);
     let worst = golden.check_gradients(&model, gradients, "gradients_loss.safetensors");
     println!("largest relative error of a gradient: {worst:e}");
 }
@@ -455,10 +476,9 @@ fn each_group_of_parameters_has_its_learning_rate() {
     let golden = Golden::of("bert");
     let device = Device::flex().autodiff();
     let before = golden.student(&device);
-    let gradients = golden
-        .loss(&before.forward(&golden.batch(&device)))
-        .backward();
-    let gradients = NamedGradients::of(&before, &gradients);
+    let pass = before.pass(&golden.batch(&device));
+    let gradients = golden.loss(&pass.logits).backward();
+    let gradients = NamedGradients::of(&before, vec![pass], &gradients);
     let settings = "learning_rate = 1e-3\nweight_decay = 0.0\nmax_grad_norm = 1e9
                     layer_decay = 0.5\nhead_factor = 3.0";
     let mut optimizer = AdamW::new(&toml::from_str(settings).unwrap());
@@ -497,7 +517,7 @@ impl ParameterVisitor for Values {
 }
 
 struct Compare<'a> {
-    gradients: Gradients,
+    gradients: BTreeMap<String, Tensor<1>>,
     expected: SafeTensors<'a>,
     slack: f32,
     seen: usize,
@@ -507,7 +527,8 @@ struct Compare<'a> {
 impl ParameterVisitor for Compare<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
         self.seen += 1;
-        let gradient = parameter.val().grad(&self.gradients).unwrap();
+        let gradient = self.gradients.remove(name).unwrap();
+        let gradient: Tensor<N> = gradient.reshape(parameter.shape());
         let gradient = if is_transposed(name) {
             gradient.swap_dims(0, 1)
         } else {
