@@ -11,6 +11,7 @@
 //! `B` pairs of `T` tokens each.
 
 use std::collections::{BTreeMap, HashMap};
+use std::mem;
 
 use burn::module::{Module, Param, ParamId};
 use burn::nn::{Embedding, LayerNorm, Linear};
@@ -89,7 +90,7 @@ struct Named<'a> {
 
 impl ParameterVisitor for Named<'_> {
     fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        let by_hand = self.slopes.0.remove(&parameter.id);
+        let by_hand = self.slopes.sums.remove(&parameter.id);
         let gradient = by_hand.or_else(|| {
             let of_graph = parameter.val().grad(self.gradients)?;
             Some(of_graph.flatten(0, N - 1))
@@ -100,18 +101,48 @@ impl ParameterVisitor for Named<'_> {
     }
 }
 
-/// Sums of the slopes at parameters.
+/// The slopes at parameters.
 #[derive(Default)]
-struct Slopes(HashMap<ParamId, Tensor<1>>);
+struct Slopes {
+    sums: HashMap<ParamId, Tensor<1>>,
+    /// What is computed once a layer's input has its slopes: between what leads to these, Burn fuses
+    /// less.
+    owed: Vec<(ParamId, Owed)>,
+}
+
+/// What comes to the slopes at a parameter.
+enum Owed {
+    /// The sum of these rows: `[R, D]`.
+    Sum(Tensor<2>),
+    /// The sum of their products, number by number: `[R, D]` both.
+    SumOfProducts(Tensor<2>, Tensor<2>),
+    /// The product of matrices, `[R, D]` transposed and `[R, I]`.
+    Product(Tensor<2>, Tensor<2>),
+}
 
 impl Slopes {
-    fn add<const N: usize, const M: usize>(&mut self, of: &Param<Tensor<N>>, slopes: Tensor<M>) {
-        let slopes = slopes.flatten(0, M - 1);
-        let slopes = match self.0.remove(&of.id) {
+    fn owe<const N: usize>(&mut self, of: &Param<Tensor<N>>, owed: Owed) {
+        self.owed.push((of.id, owed));
+    }
+
+    fn settle(&mut self, config: &ModelConfig) {
+        for (id, owed) in mem::take(&mut self.owed) {
+            let slopes = match owed {
+                Owed::Sum(rows) => rows.sum_dim(0),
+                Owed::SumOfProducts(rows, others) => (rows * others).sum_dim(0),
+                Owed::Product(input, slopes) => wide(config, input.transpose().matmul(slopes)),
+            };
+            self.add(id, slopes);
+        }
+    }
+
+    fn add(&mut self, id: ParamId, slopes: Tensor<2>) {
+        let slopes = slopes.flatten(0, 1);
+        let slopes = match self.sums.remove(&id) {
             None => slopes,
             Some(sum) => sum + slopes,
         };
-        self.0.insert(of.id, slopes);
+        self.sums.insert(id, slopes);
     }
 }
 
@@ -165,11 +196,13 @@ impl Tape {
         let layers = encoder.post_norm().unwrap_or_default();
         for (layer, tape) in layers.iter().zip(self.layers).rev() {
             slopes = tape.back(layer, config, slopes, &self.batch.blocks, into);
+            into.settle(config);
         }
         if let (Some(projection), Some(input)) = (&encoder.projection, self.projected) {
             slopes = back_through(config, projection, input, slopes, into);
         }
         let slopes = self.embedded.back(&encoder.norm, slopes, into);
+        into.settle(config);
         let Batch {
             input_ids,
             token_type_ids,
@@ -183,7 +216,7 @@ impl Tape {
                 let [rows, width] = segments.weight.dims();
                 below(slopes.clone().sum_dim(0), [rows, width])
             };
-            into.add(&segments.weight, of_segments);
+            into.add(segments.weight.id, of_segments);
         }
         if let Some(positions) = &encoder.positions {
             let of_positions = if let Some(ids) = position_ids(config, &self.batch) {
@@ -200,10 +233,10 @@ impl Tape {
                     .reduce(|one, other| one + other)
                     .unwrap_or_else(|| positions.weight.val().zeros_like())
             };
-            into.add(&positions.weight, of_positions);
+            into.add(positions.weight.id, of_positions);
         }
         let of_words = scattered(&encoder.words, input_ids.clone(), slopes);
-        into.add(&encoder.words.weight, of_words);
+        into.add(encoder.words.weight.id, of_words);
     }
 }
 
@@ -475,9 +508,10 @@ impl Normed {
     /// The slopes at the input.
     fn back(self, norm: &LayerNorm, slopes: Tensor<2>, into: &mut Slopes) -> Tensor<2> {
         if let Some(beta) = &norm.beta {
-            into.add(beta, slopes.clone().sum_dim(0));
+            into.owe(beta, Owed::Sum(slopes.clone()));
         }
-        into.add(&norm.gamma, (slopes.clone() * self.rows.clone()).sum_dim(0));
+        let products = Owed::SumOfProducts(slopes.clone(), self.rows.clone());
+        into.owe(&norm.gamma, products);
         let slopes = slopes * norm.gamma.val().unsqueeze();
         let mean = slopes.clone().mean_dim(1);
         let along = (slopes.clone() * self.rows.clone()).mean_dim(1);
@@ -507,11 +541,10 @@ fn back_through(
     into: &mut Slopes,
 ) -> Tensor<2> {
     if let Some(bias) = &linear.bias {
-        into.add(bias, slopes.clone().sum_dim(0));
+        into.owe(bias, Owed::Sum(slopes.clone()));
     }
     let slopes = operand(config, slopes);
-    let of_weight = input.transpose().matmul(slopes.clone());
-    into.add(&linear.weight, wide(config, of_weight));
+    into.owe(&linear.weight, Owed::Product(input, slopes.clone()));
     let weight = operand(config, linear.weight.val());
     wide(config, slopes.matmul(weight.transpose()))
 }
