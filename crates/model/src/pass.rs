@@ -158,11 +158,11 @@ struct Tape {
 impl Tape {
     /// What the last layer makes of each pair's first token: `[B, D]`, of all blocks together.
     fn record(encoder: &Encoder, config: &ModelConfig, batch: &Batch) -> (Tensor<2>, Self) {
-        let sum = encoder.sum(config, batch);
-        let (mut hidden, embedded) = normalise(config, &encoder.norm, sum);
+        let norm = rows(&encoder.norm);
+        let (mut hidden, embedded) = normalise(config, norm, encoder.sum(config, batch));
         let projected = encoder.projection.as_ref().map(|projection| {
             let input = operand(config, hidden.clone());
-            hidden = project(config, projection, &input);
+            hidden = project(config, with_bias(projection), &input);
             input
         });
         let masks = batch.masks();
@@ -202,7 +202,6 @@ impl Tape {
             slopes = back_through(config, projection, input, slopes, into);
         }
         let slopes = self.embedded.back(&encoder.norm, slopes, into);
-        into.settle(config);
         let Batch {
             input_ids,
             token_type_ids,
@@ -237,6 +236,7 @@ impl Tape {
         }
         let of_words = scattered(&encoder.words, input_ids.clone(), slopes);
         into.add(encoder.words.weight.id, of_words);
+        into.settle(config);
     }
 }
 
@@ -294,6 +294,9 @@ impl LayerTape {
         is_last: bool,
     ) -> (Tensor<2>, Self) {
         let heads = config.num_attention_heads;
+        let [query, key, value] = [&layer.query, &layer.key, &layer.value].map(with_bias);
+        let [attended, inner, outer] = [&layer.attended, &layer.inner, &layer.outer].map(with_bias);
+        let [attended_norm, outer_norm] = [&layer.attended_norm, &layer.outer_norm].map(rows);
         let input = operand(config, hidden.clone());
         let (residual, row_input, asking) = if is_last {
             let (rows, asking) = first(&hidden, blocks);
@@ -301,9 +304,9 @@ impl LayerTape {
         } else {
             (hidden, input.clone(), blocks.to_vec())
         };
-        let query = project(config, &layer.query, &row_input).div_scalar(root(config));
-        let key = project(config, &layer.key, &input);
-        let value = project(config, &layer.value, &input);
+        let query = project(config, query, &row_input).div_scalar(root(config));
+        let key = project(config, key, &input);
+        let value = project(config, value, &input);
         let queries = heads_of(&query, &asking, heads).into_iter();
         let keys = heads_of(&key, blocks, heads);
         let values = heads_of(&value, blocks, heads);
@@ -317,13 +320,13 @@ impl LayerTape {
             .unzip();
         let context = together(contexts.into_iter().map(side_by_side).collect());
         let context = operand(config, context);
-        let attended = project(config, &layer.attended, &context) + residual;
-        let (residual, attended) = normalise(config, &layer.attended_norm, attended);
+        let attended = project(config, attended, &context) + residual;
+        let (residual, attended) = normalise(config, attended_norm, attended);
         let inner_input = operand(config, residual.clone());
-        let inner = project(config, &layer.inner, &inner_input);
+        let inner = project(config, inner, &inner_input);
         let activated = operand(config, gelu(inner.clone()));
-        let outer = project(config, &layer.outer, &activated) + residual;
-        let (output, outer) = normalise(config, &layer.outer_norm, outer);
+        let outer = project(config, outer, &activated) + residual;
+        let (output, outer) = normalise(config, outer_norm, outer);
         let tape = Self {
             is_last,
             hidden: input,
@@ -486,22 +489,45 @@ struct Normed {
     rows: Tensor<2>,
     /// One over each row's standard deviation: `[R, 1]`.
     inverse: Tensor<2>,
+    /// `[1, D]`
+    scale: Tensor<2>,
+}
+
+/// A vector as a matrix of one row: `[1, D]`. Burn fuses up to such a change of shape, so what a chain of
+/// operations takes of them is made before it.
+fn row(vector: &Param<Tensor<1>>) -> Tensor<2> {
+    vector.val().unsqueeze()
+}
+
+/// A layer norm's scale and shift: `[1, D]` both.
+fn rows(norm: &LayerNorm) -> (Tensor<2>, Option<Tensor<2>>) {
+    (row(&norm.gamma), norm.beta.as_ref().map(row))
 }
 
 /// # Shapes
+/// - scale, shift: `[1, D]`
 /// - input, output: `[R, D]`
-fn normalise(config: &ModelConfig, norm: &LayerNorm, input: Tensor<2>) -> (Tensor<2>, Normed) {
+fn normalise(
+    config: &ModelConfig,
+    (scale, shift): (Tensor<2>, Option<Tensor<2>>),
+    input: Tensor<2>,
+) -> (Tensor<2>, Normed) {
     let mean = input.clone().mean_dim(1);
     let centred = input - mean;
     let variance = (centred.clone() * centred.clone()).mean_dim(1);
     let inverse = variance.add_scalar(config.layer_norm_eps).sqrt().recip();
     let rows = centred * inverse.clone();
-    let scaled = rows.clone() * norm.gamma.val().unsqueeze();
-    let output = match &norm.beta {
-        Some(beta) => scaled + beta.val().unsqueeze(),
+    let scaled = rows.clone() * scale.clone();
+    let output = match shift {
+        Some(shift) => scaled + shift,
         None => scaled,
     };
-    (output, Normed { rows, inverse })
+    let taken = Normed {
+        rows,
+        inverse,
+        scale,
+    };
+    (output, taken)
 }
 
 impl Normed {
@@ -512,7 +538,7 @@ impl Normed {
         }
         let products = Owed::SumOfProducts(slopes.clone(), self.rows.clone());
         into.owe(&norm.gamma, products);
-        let slopes = slopes * norm.gamma.val().unsqueeze();
+        let slopes = slopes * self.scale;
         let mean = slopes.clone().mean_dim(1);
         let along = (slopes.clone() * self.rows.clone()).mean_dim(1);
         (slopes - mean - self.rows * along) * self.inverse
@@ -523,13 +549,22 @@ impl Normed {
 ///
 /// # Shapes
 /// - input: `[R, D]`
-fn project(config: &ModelConfig, linear: &Linear, input: &Tensor<2>) -> Tensor<2> {
+fn project(
+    config: &ModelConfig,
+    (linear, bias): (&Linear, Option<Tensor<2>>),
+    input: &Tensor<2>,
+) -> Tensor<2> {
     let weight = operand(config, linear.weight.val());
     let product = wide(config, input.clone().matmul(weight));
-    match &linear.bias {
-        Some(bias) => product + bias.val().unsqueeze(),
+    match bias {
+        Some(bias) => product + bias,
         None => product,
     }
+}
+
+/// A linear map, and its bias as a row: `[1, I]`.
+fn with_bias(linear: &Linear) -> (&Linear, Option<Tensor<2>>) {
+    (linear, linear.bias.as_ref().map(row))
 }
 
 /// The slopes at its input.
