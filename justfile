@@ -81,4 +81,4 @@ lint:
 # the same of the CUDA configuration, which needs neither a GPU nor LLVM for that
 [group('check')]
 lint-cuda:
-    DOCS_RS=1 CUDARC_CUDA_VERSION=13000 {{ just_executable() }} features=cuda lint
+    DOCS_RS=1 CUDARC_CUDA_VERSION=13000 {{ quote(just_executable()) }} features=cuda lint

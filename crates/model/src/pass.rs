@@ -39,17 +39,18 @@ impl CrossEncoder {
     pub fn pass(&self, batch: &Batch) -> Pass {
         let config = self.config();
         let drops = config.hidden_dropout_prob > 0.0 || config.attention_probs_dropout_prob > 0.0;
-        let encoder = self.encoder();
-        let layers = encoder.post_norm().filter(|_| {
-            !drops && config.attention == Attention::Decomposed && self.device().is_autodiff()
-        });
-        if layers.is_none() {
+        let has_layers = self
+            .encoder()
+            .post_norm()
+            .is_some_and(|layers| !layers.is_empty());
+        let is_decomposed = config.attention == Attention::Decomposed;
+        if !has_layers || drops || !is_decomposed || !self.device().is_autodiff() {
             return Pass {
                 logits: self.forward(batch),
                 by_hand: None,
             };
         }
-        let (pooled, tape) = Tape::record(&encoder.valid(), config, &batch.inner());
+        let (pooled, tape) = Tape::record(&self.encoder().valid(), config, &batch.inner());
         let pooled = Tensor::from_inner(pooled).require_grad();
         Pass {
             logits: self.head().forward(config, pooled.clone()).flatten(0, 1),
@@ -106,7 +107,7 @@ impl ParameterVisitor for Named<'_> {
 struct Slopes {
     sums: HashMap<ParamId, Tensor<1>>,
     /// What is computed once a layer's input has its slopes: between what leads to these, Burn fuses
-    /// less.
+    /// less. Until then, it keeps what it is computed of.
     owed: Vec<(ParamId, Owed)>,
 }
 
@@ -430,7 +431,7 @@ struct AttentionTape {
     key: Tensor<4>,
     /// `[B, H, T, D / H]`
     value: Tensor<4>,
-    /// Of the scores, each row's highest taken off: `[B, H, R, T]`.
+    /// Of the scores, each row's highest taken off, as they were multiplied: `[B, H, R, T]`.
     exponentials: Tensor<4>,
     /// Of each row: `[B, H, R, 1]`.
     sum: Tensor<4>,

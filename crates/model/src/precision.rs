@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// A policy is about the operands of the encoder's matrix products, where the time goes, and which
 /// way through them gradients take back. All else has 32 bits under each: parameters, gradients and
 /// what an optimiser keeps of them, sums of residuals, biases, layer norms, softmax, GELU, the layers
-/// on top of the encoder, the loss. So have scores outside of training, whatever the policy: what is
+/// on top of the encoder, the loss; softmax goes back by its weights as they were multiplied. So have scores outside of training, whatever the policy: what is
 /// evaluated is what is stored. CUDA cuts the operands of 32-bit products to TF32 where
 /// [`configure`](crate::configure) was called with a policy of fewer bits than those of
 /// [`Precision::F32`]: that is one choice for all of a process.

@@ -648,11 +648,11 @@ mod tests {
         }
     }
 
-    /// By hand (BERT) and in Burn (ELECTRA).
+    /// In the CPU's own passes (BERT), by hand in Burn's operations (ELECTRA), and through its graph.
     #[test]
     fn four_parts_of_eight_queries_are_a_step_of_thirty_two() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-        for name in ["bert", "family/electra"] {
+        for name in ["bert", "family/electra", "family/modernbert"] {
             let folder = golden.join(name);
             let device = Device::flex().autodiff();
             let head = Head::New { seed: 1 };

@@ -97,6 +97,14 @@ impl Golden {
         Batch::new(&inputs, self.pad_token_id, device)
     }
 
+    /// The same, the first pair in a batch of its own.
+    fn in_two(&self, device: &Device) -> [Batch; 2] {
+        let encoded = self.encoded();
+        let inputs: Vec<&Encoded> = encoded.iter().collect();
+        let (first, others) = inputs.split_at(1);
+        [first, others].map(|inputs| Batch::new(inputs, self.pad_token_id, device))
+    }
+
     /// The same, in as many blocks as there are pairs.
     fn unpadded(&self, device: &Device) -> Batch {
         let encoded = self.encoded();
@@ -254,25 +262,34 @@ impl Golden {
         let name = self.name();
         let trained = device.clone().autodiff();
         let (mut of_logits, mut of_gradients) = (0.0_f32, 0.0_f32);
-        let batches: [fn(&Self, &Device) -> Batch; 2] = [Self::batch, Self::unpadded];
-        // Where kernels take their time to compile, one architecture shows what blocks do.
+        let ways: [fn(&Self, &Device) -> Vec<Batch>; 3] = [
+            |golden, device| vec![golden.batch(device)],
+            |golden, device| vec![golden.unpadded(device)],
+            |golden, device| golden.in_two(device).into(),
+        ];
+        // Where kernels take their time to compile, one architecture shows what blocks and passes do.
         let is_enough = *device != Device::flex() && name != "bert";
-        for batch in &batches[..if is_enough { 1 } else { 2 }] {
-            let logits = self.student(device).forward(&batch(self, device));
-            of_logits = of_logits.max(self.error_of_logits(logits));
-            let model = self.student(&trained);
+        for batches in &ways[..if is_enough { 1 } else { ways.len() }] {
+            let student = self.student(device);
+            let logits = batches(self, device);
+            let logits = logits.iter().map(|batch| student.forward(batch)).collect();
+            of_logits = of_logits.max(self.error_of_logits(Tensor::cat(logits, 0)));
             // As training does it, and by the graph that this stands for.
-            let by_graph = [false, true]
+            for by_graph in [false, true]
                 .into_iter()
-                .filter(|by_graph| !(*by_graph && is_enough));
-            for by_graph in by_graph {
-                let batch = batch(self, &trained);
+                .take(if is_enough { 1 } else { 2 })
+            {
+                let model = self.student(&trained);
+                let batches = batches(self, &trained);
                 let (logits, passes) = if by_graph {
-                    (model.forward(&batch), Vec::new())
+                    let logits = batches.iter().map(|batch| model.forward(batch));
+                    (logits.collect(), Vec::new())
                 } else {
-                    let pass = model.pass(&batch);
-                    (pass.logits.clone(), vec![pass])
+                    let passes: Vec<_> = batches.iter().map(|batch| model.pass(batch)).collect();
+                    let logits = passes.iter().map(|pass| pass.logits.clone());
+                    (logits.collect(), passes)
                 };
+                let logits: Tensor<1> = Tensor::cat(logits, 0);
                 of_logits = of_logits.max(self.error_of_logits(logits.clone()));
                 let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
                 let gradients = (logits * weights).sum().backward();
@@ -380,6 +397,7 @@ fn logits_gradients_and_ten_steps_match_pytorch_on_a_gpu() {
     for golden in Golden::family() {
         golden.check_all(&device);
     }
+    check_learning_rates(&device);
 }
 
 /// BERT's padding and ModernBERT's local layers in Burn's fused kernels, with the same tolerances.
@@ -470,11 +488,15 @@ fn die_with_any_thread() {
     }));
 }
 
-/// Adam's first step is the learning rate itself, whatever the gradient.
 #[test]
 fn each_group_of_parameters_has_its_learning_rate() {
+    check_learning_rates(&Device::flex());
+}
+
+/// Adam's first step is the learning rate itself, whatever the gradient.
+fn check_learning_rates(device: &Device) {
     let golden = Golden::of("bert");
-    let device = Device::flex().autodiff();
+    let device = device.clone().autodiff();
     let before = golden.student(&device);
     let pass = before.pass(&golden.batch(&device));
     let gradients = golden.loss(&pass.logits).backward();
