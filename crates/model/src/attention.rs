@@ -166,10 +166,7 @@ fn fused(
     let ones = Tensor::ones([pairs, heads, rows, more], &query.device());
     let shares = mask.swap_dims(2, 3).div_scalar(more as f64);
     let shares = shares.expand([pairs, heads, tokens, more]);
-    let operand = |tensor: Tensor<4>| match config.precision.operands() {
-        Some(narrow) => tensor.cast(narrow),
-        None => tensor,
-    };
+    let operand = |tensor: Tensor<4>| config.precision.operand(tensor);
     let query = operand(Tensor::cat(vec![query, ones], 3));
     let key = operand(Tensor::cat(vec![key, shares], 3));
     let options = AttentionModuleOptions {

@@ -95,11 +95,16 @@ pub(crate) fn together(blocks: Vec<Tensor<3>>) -> Tensor<2> {
 pub(crate) fn first(rows: &Tensor<2>, blocks: &[Block]) -> (Tensor<2>, Vec<Block>) {
     let parts = apart(rows, blocks).into_iter();
     let firsts = parts.map(|part| part.narrow(1, 0, 1)).collect();
-    let alone = blocks.iter().map(|block| Block {
+    (together(firsts), alone(blocks))
+}
+
+/// What the first tokens of all pairs lie in.
+pub(crate) fn alone(blocks: &[Block]) -> Vec<Block> {
+    let alone = |block: &Block| Block {
         tokens: 1,
         ..*block
-    });
-    (together(firsts), alone.collect())
+    };
+    blocks.iter().map(alone).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //!
 //! Burn's graph of operations is the reference, and what everything else runs on. Of a layer norm it
 //! makes a way back of some forty operations, most of them kernels of a GPU's of their own that go over
-//! all of memory; of attention's softmax, four passes over arrays of `[B, H, T, T]` instead of two. Here
-//! each is as many as its derivative has terms, and what nobody reads again is let go of on the way.
+//! all of memory. Here each is as many as its derivative has terms, and a layer's tape is let go of once
+//! that is gone back through.
 //!
 //! Shapes: `N` tokens of a batch, `R` of them computed (in the last layer the first of each pair,
 //! elsewhere all), `D` hidden width, `E` width of the embeddings, `H` heads; of a block of the batch,
@@ -15,10 +15,10 @@ use std::mem;
 
 use burn::module::{Module, Param, ParamId};
 use burn::nn::{Embedding, LayerNorm, Linear};
-use burn::tensor::{FloatDType, Gradients, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Gradients, IndexingUpdateOp, Int, Tensor};
 
 use crate::attention::{Attention, heads_of};
-use crate::blocks::{Block, apart, first, together};
+use crate::blocks::{Block, alone, apart, first, together};
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::encoder::{Encoder, position_ids};
@@ -131,7 +131,9 @@ impl Slopes {
             let slopes = match owed {
                 Owed::Sum(rows) => rows.sum_dim(0),
                 Owed::SumOfProducts(rows, others) => (rows * others).sum_dim(0),
-                Owed::Product(input, slopes) => wide(config, input.transpose().matmul(slopes)),
+                Owed::Product(input, slopes) => {
+                    config.precision.wide(input.transpose().matmul(slopes))
+                }
             };
             self.add(id, slopes);
         }
@@ -162,7 +164,7 @@ impl Tape {
         let norm = rows(&encoder.norm);
         let (mut hidden, embedded) = normalise(config, norm, encoder.sum(config, batch));
         let projected = encoder.projection.as_ref().map(|projection| {
-            let input = operand(config, hidden.clone());
+            let input = config.precision.operand(hidden.clone());
             hidden = project(config, with_bias(projection), &input);
             input
         });
@@ -298,10 +300,10 @@ impl LayerTape {
         let [query, key, value] = [&layer.query, &layer.key, &layer.value].map(with_bias);
         let [attended, inner, outer] = [&layer.attended, &layer.inner, &layer.outer].map(with_bias);
         let [attended_norm, outer_norm] = [&layer.attended_norm, &layer.outer_norm].map(rows);
-        let input = operand(config, hidden.clone());
+        let input = config.precision.operand(hidden.clone());
         let (residual, row_input, asking) = if is_last {
             let (rows, asking) = first(&hidden, blocks);
-            (rows.clone(), operand(config, rows), asking)
+            (rows.clone(), config.precision.operand(rows), asking)
         } else {
             (hidden, input.clone(), blocks.to_vec())
         };
@@ -320,12 +322,12 @@ impl LayerTape {
             })
             .unzip();
         let context = together(contexts.into_iter().map(side_by_side).collect());
-        let context = operand(config, context);
+        let context = config.precision.operand(context);
         let attended = project(config, attended, &context) + residual;
         let (residual, attended) = normalise(config, attended_norm, attended);
-        let inner_input = operand(config, residual.clone());
+        let inner_input = config.precision.operand(residual.clone());
         let inner = project(config, inner, &inner_input);
-        let activated = operand(config, gelu(inner.clone()));
+        let activated = config.precision.operand(gelu(inner.clone()));
         let outer = project(config, outer, &activated) + residual;
         let (output, outer) = normalise(config, outer_norm, outer);
         let tape = Self {
@@ -367,13 +369,7 @@ impl LayerTape {
             of_attended.clone(),
             into,
         );
-        let alone: Vec<Block> = blocks
-            .iter()
-            .map(|block| Block {
-                tokens: 1,
-                ..*block
-            })
-            .collect();
+        let alone = alone(blocks);
         let asking = if self.is_last { &alone } else { blocks };
         let of_contexts = heads_of(&of_context, asking, heads).into_iter();
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -447,14 +443,19 @@ impl AttentionTape {
         value: Tensor<4>,
         mask: Tensor<4>,
     ) -> (Tensor<4>, Self) {
-        let [query, key, value] = [query, key, value].map(|one| operand(config, one));
-        let scores = wide(config, query.clone().matmul(key.clone().transpose())) + mask;
+        let [query, key, value] = [query, key, value].map(|one| config.precision.operand(one));
+        let scores = config
+            .precision
+            .wide(query.clone().matmul(key.clone().transpose()))
+            + mask;
         let highest = scores.clone().max_dim(3);
         let exponentials = (scores - highest).exp();
         let sum = exponentials.clone().sum_dim(3);
-        let exponentials = operand(config, exponentials);
+        let exponentials = config.precision.operand(exponentials);
         // The division behind the product, where rows are D / H long and not T.
-        let product = wide(config, exponentials.clone().matmul(value.clone()));
+        let product = config
+            .precision
+            .wide(exponentials.clone().matmul(value.clone()));
         let context = product / sum.clone();
         let tape = Self {
             query,
@@ -473,14 +474,16 @@ impl AttentionTape {
     fn back(self, config: &ModelConfig, slopes: Tensor<4>) -> [Tensor<4>; 3] {
         let slopes = slopes / self.sum;
         let mean = (slopes.clone() * self.context).sum_dim(3);
-        let slopes = operand(config, slopes);
-        let of_weights = wide(config, slopes.clone().matmul(self.value.transpose()));
-        let of_scores = (of_weights - mean) * wide(config, self.exponentials.clone());
-        let of_scores = operand(config, of_scores);
+        let slopes = config.precision.operand(slopes);
+        let of_weights = config
+            .precision
+            .wide(slopes.clone().matmul(self.value.transpose()));
+        let of_scores = (of_weights - mean) * config.precision.wide(self.exponentials.clone());
+        let of_scores = config.precision.operand(of_scores);
         let of_value = self.exponentials.transpose().matmul(slopes);
         let of_key = of_scores.clone().transpose().matmul(self.query);
         let of_query = of_scores.matmul(self.key);
-        [of_query, of_key, of_value].map(|one| wide(config, one))
+        [of_query, of_key, of_value].map(|one| config.precision.wide(one))
     }
 }
 
@@ -546,7 +549,7 @@ impl Normed {
     }
 }
 
-/// A linear map of what [`operand`] gave.
+/// A linear map of what `Precision::operand` gave.
 ///
 /// # Shapes
 /// - input: `[R, D]`
@@ -555,8 +558,8 @@ fn project(
     (linear, bias): (&Linear, Option<Tensor<2>>),
     input: &Tensor<2>,
 ) -> Tensor<2> {
-    let weight = operand(config, linear.weight.val());
-    let product = wide(config, input.clone().matmul(weight));
+    let weight = config.precision.operand(linear.weight.val());
+    let product = config.precision.wide(input.clone().matmul(weight));
     match bias {
         Some(bias) => product + bias,
         None => product,
@@ -579,24 +582,8 @@ fn back_through(
     if let Some(bias) = &linear.bias {
         into.owe(bias, Owed::Sum(slopes.clone()));
     }
-    let slopes = operand(config, slopes);
+    let slopes = config.precision.operand(slopes);
     into.owe(&linear.weight, Owed::Product(input, slopes.clone()));
-    let weight = operand(config, linear.weight.val());
-    wide(config, slopes.matmul(weight.transpose()))
-}
-
-/// As products take it.
-fn operand<const N: usize>(config: &ModelConfig, tensor: Tensor<N>) -> Tensor<N> {
-    match config.precision.operands() {
-        Some(narrow) => tensor.cast(narrow),
-        None => tensor,
-    }
-}
-
-/// As products give it to what comes after them.
-fn wide<const N: usize>(config: &ModelConfig, tensor: Tensor<N>) -> Tensor<N> {
-    match config.precision.operands() {
-        Some(_) => tensor.cast(FloatDType::F32),
-        None => tensor,
-    }
+    let weight = config.precision.operand(linear.weight.val());
+    config.precision.wide(slopes.matmul(weight.transpose()))
 }

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 /// A policy is about the operands of the encoder's matrix products, where the time goes, and which
 /// way through them gradients take back. All else has 32 bits under each: parameters, gradients and
 /// what an optimiser keeps of them, sums of residuals, biases, layer norms, softmax, GELU, the layers
-/// on top of the encoder, the loss; softmax goes back by its weights as they were multiplied. So have scores outside of training, whatever the policy: what is
-/// evaluated is what is stored. CUDA cuts the operands of 32-bit products to TF32 where
+/// on top of the encoder, the loss; softmax goes back by its weights as they were multiplied. So have
+/// scores outside of training, whatever the policy: what is evaluated is what is stored. CUDA cuts the operands of 32-bit products to TF32 where
 /// [`configure`](crate::configure) was called with a policy of fewer bits than those of
 /// [`Precision::F32`]: that is one choice for all of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -79,6 +79,22 @@ impl Precision {
             Self::F32 | Self::Tf32 => None,
             Self::Bf16 => Some(FloatDType::BF16),
             Self::F16 => Some(FloatDType::F16),
+        }
+    }
+
+    /// As products in training take it.
+    pub(crate) fn operand<const N: usize>(self, tensor: Tensor<N>) -> Tensor<N> {
+        match self.operands() {
+            Some(narrow) => tensor.cast(narrow),
+            None => tensor,
+        }
+    }
+
+    /// As products in training give it to what comes after them.
+    pub(crate) fn wide<const N: usize>(self, product: Tensor<N>) -> Tensor<N> {
+        match self.operands() {
+            Some(_) => product.cast(FloatDType::F32),
+            None => product,
         }
     }
 
