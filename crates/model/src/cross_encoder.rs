@@ -87,6 +87,18 @@ impl CrossEncoder {
         &self.head
     }
 
+    /// The same model with other layers in the place of its own, where they are such.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn map_layers(
+        self,
+        map: impl FnMut(usize, crate::post_norm::Layer) -> crate::post_norm::Layer,
+    ) -> Self {
+        Self {
+            encoder: self.encoder.map_layers(map),
+            ..self
+        }
+    }
+
     /// Relevance logits. Dropout and [`Precision`] act only on an autodiff device.
     ///
     /// # Shapes

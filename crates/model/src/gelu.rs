@@ -10,8 +10,6 @@
     reason = "what is not inlined into the dispatched loop is not vectorised with it"
 )]
 
-use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
-
 use burn::tensor::activation;
 use burn::tensor::{DType, Tensor, TensorData};
 use pulp::Arch;
@@ -47,30 +45,6 @@ pub(crate) fn gelu<const N: usize>(input: Tensor<N>) -> Tensor<N> {
     });
     // The first term is 0 and has the gradient, the second has the value and no gradient.
     (input.clone() - input.detach()) * constant(slopes) + constant(values)
-}
-
-/// The slope of [`gelu`] at every element, without a graph.
-pub(crate) fn gelu_slope<const N: usize>(input: Tensor<N>) -> Tensor<N> {
-    let device = input.device();
-    if is_cpu(&device) && input.dtype() == DType::F32 {
-        let shape = input.shape();
-        if let Ok(mut values) = input.clone().into_data().try_into_vec::<f32>() {
-            Arch::new().dispatch(|| {
-                for value in &mut values {
-                    *value = derivative(*value);
-                }
-            });
-            return Tensor::from_data(TensorData::new(values, shape), &device);
-        }
-    }
-    slope_in_operations(input)
-}
-
-fn slope_in_operations<const N: usize>(input: Tensor<N>) -> Tensor<N> {
-    let density = (input.clone() * input.clone()).mul_scalar(-0.5).exp();
-    let density = density.mul_scalar(0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
-    let cumulative = input.clone().mul_scalar(FRAC_1_SQRT_2).erf();
-    cumulative.add_scalar(1.0).mul_scalar(0.5) + input * density
 }
 
 /// Beyond it, Φ and the slope are 0 or 1 to the last digit.
@@ -169,9 +143,6 @@ mod tests {
         let input = Tensor::<1>::from_floats(golden.x.as_slice(), &Device::flex());
         let values = floats(gelu(input));
         assert_eq!(values, trained);
-        let input = Tensor::<1>::from_floats(golden.x.as_slice(), &Device::flex());
-        assert_eq!(floats(gelu_slope(input.clone())), slopes);
-        let in_operations = floats(slope_in_operations(input));
         assert!(golden.x.len() > 100);
         for (place, x) in golden.x.iter().enumerate() {
             let value = (f64::from(values[place]) - golden.value[place]).abs();
@@ -179,11 +150,6 @@ mod tests {
             let scale = f64::from(x.abs().max(1.0));
             assert!(value < 3e-7 * scale, "gelu({x}) is off by {value:e}");
             assert!(slope < 4e-7, "the slope at {x} is off by {slope:e}");
-            let slope = (f64::from(in_operations[place]) - golden.slope[place]).abs();
-            assert!(
-                slope < 4e-7,
-                "in operations, the slope at {x} is off by {slope:e}"
-            );
         }
     }
 }

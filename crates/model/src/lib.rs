@@ -22,6 +22,9 @@
 mod architecture;
 mod attention;
 mod blocks;
+mod bundle;
+#[cfg(feature = "gpu")]
+mod by_hand;
 mod config;
 mod config_file;
 mod cross_encoder;
@@ -30,6 +33,8 @@ mod draw;
 mod encoder;
 mod error;
 mod gelu;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod guard;
 mod head;
 mod host;
@@ -47,6 +52,7 @@ mod weights;
 
 pub use architecture::Architecture;
 pub use attention::Attention;
+pub use bundle::Bundle;
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};
@@ -59,7 +65,7 @@ pub use kernels::configure;
 pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
 pub use parameters::{ParameterMapper, ParameterVisitor};
-pub use pass::Pass;
+pub use pass::{Move, Pass};
 pub use precision::Precision;
 pub use trial::{Trial, try_out};
 pub use weight_files::weight_files;

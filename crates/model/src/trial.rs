@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::architecture::Architecture;
 use crate::attention::Attention;
+use crate::bundle::Bundle;
 use crate::config::ModelConfig;
 use crate::cross_encoder::CrossEncoder;
 use crate::draw::Draw;
@@ -94,6 +95,7 @@ fn passes(device: &Device) -> Result<Passed> {
     let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
     let gradients = (logits.clone() * weights).sum().backward();
     let gradients = model.gradients(vec![pass], &gradients).into_iter();
+    let gradients = gradients.flat_map(Bundle::apart);
     Ok(Passed {
         logits: logits.try_into_vec_as()?,
         gradients: gradients

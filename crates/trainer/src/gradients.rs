@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::distributed::ReduceOperation;
 use burn::tensor::{Device, Gradients, Tensor};
-use retort_model::{CrossEncoder, Pass};
+use retort_model::{Bundle, CrossEncoder, Pass};
 
 use crate::Result;
-use crate::bundle::Bundle;
 use crate::vectors::{add, from_host, sum_of_squares};
 
 /// Gradients by Hugging Face name, flattened, without autodiff.
@@ -20,19 +19,19 @@ pub struct NamedGradients {
 impl NamedGradients {
     /// Of a model's parameters, from those of a loss of what its passes gave.
     pub fn of(model: &CrossEncoder, passes: Vec<Pass>, gradients: &Gradients) -> Self {
-        Self::of_names(model.gradients(passes, gradients))
+        Self::of_bundles(model.gradients(passes, gradients))
     }
 
     /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
     /// autodiff.
     pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {
         let tensor = |(name, values)| (name, from_host(values, device));
-        Self::of_names(gradients.into_iter().map(tensor).collect())
+        Self::of_bundles(Bundle::of(gradients.into_iter().map(tensor).collect()))
     }
 
-    fn of_names(by_name: BTreeMap<String, Tensor<1>>) -> Self {
+    fn of_bundles(bundles: Vec<Bundle>) -> Self {
         Self {
-            bundles: Bundle::of(by_name),
+            bundles,
             scale: 1.0,
         }
     }
@@ -57,6 +56,7 @@ impl NamedGradients {
             let sum = |(one, other): (Bundle, Bundle)| Bundle {
                 parameters: one.parameters,
                 values: add(one.values, other.values),
+                layer: one.layer,
             };
             let bundles = both.map(sum).collect();
             return Self { bundles, scale };
@@ -70,7 +70,7 @@ impl NamedGradients {
             };
             by_name.insert(name, sum);
         }
-        Self::of_names(by_name).scaled_by(scale)
+        Self::of_bundles(Bundle::of(by_name)).scaled_by(scale)
     }
 
     /// The gradient of each parameter.
@@ -92,7 +92,16 @@ impl NamedGradients {
             return of_replicas.into_values().collect();
         }
         let scale = any.scale;
-        let parameters: Vec<_> = any.bundles.iter().map(|b| b.parameters.clone()).collect();
+        let bundles = any.bundles.iter();
+        let bundles: Vec<_> = bundles
+            .map(|bundle| {
+                (
+                    bundle.parameters.clone(),
+                    bundle.layer,
+                    bundle.values.dims(),
+                )
+            })
+            .collect();
         let mut all: Vec<_> = (0..devices.len())
             .map(|number| {
                 of_replicas
@@ -107,17 +116,20 @@ impl NamedGradients {
                 scale,
             })
             .collect();
-        for parameters in parameters {
+        for (parameters, layer, length) in bundles {
             // Replicas are alike, so their gradients are of the same parameters in the same bundles.
-            let length: usize = parameters.iter().map(|(_, length)| length).sum();
             let members = all.iter_mut().zip(devices).map(|(bundles, device)| {
                 let its = bundles.as_mut().and_then(Iterator::next);
-                its.map_or_else(|| Tensor::zeros([length], device), |its| its.values)
+                its.map_or_else(|| Tensor::zeros(length, device), |its| its.values)
             });
             let reduced = Tensor::all_reduce(members.collect(), ReduceOperation::Sum);
             for (sum, values) in sums.iter_mut().zip(reduced) {
                 let parameters = parameters.clone();
-                sum.bundles.push(Bundle { parameters, values });
+                sum.bundles.push(Bundle {
+                    parameters,
+                    values,
+                    layer,
+                });
             }
         }
         sums

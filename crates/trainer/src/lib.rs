@@ -17,7 +17,6 @@
 //! same weights as a run that was not.
 
 mod batches;
-mod bundle;
 mod checkpoint;
 mod curve;
 mod dataset;

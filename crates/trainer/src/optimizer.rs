@@ -9,11 +9,10 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use rayon::prelude::*;
-use retort_model::{CrossEncoder, ModelConfig, ParameterMapper, ParameterVisitor};
+use retort_model::{Bundle, CrossEncoder, ModelConfig, Move, ParameterMapper, ParameterVisitor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::bundle::Bundle;
 use crate::gradients::NamedGradients;
 use crate::settings::OptimizerSettings;
 use crate::vectors::{CHUNK, from_host, host, replace, to_host};
@@ -87,12 +86,14 @@ impl AdamW {
             config: model.config().clone(),
             constants,
             changes: BTreeMap::new(),
+            moves: Vec::new(),
             moments: BTreeMap::new(),
         };
         let moments = Moments::of(mem::take(&mut self.moments), &gradients.bundles);
         for (gradient, moments) in gradients.bundles.into_iter().zip(moments) {
             update.prepare(gradient, moments);
         }
+        let model = model.moved(mem::take(&mut update.moves));
         let model = model.map_parameters(&mut update);
         self.moments = update.moments.into_values().collect();
         model
@@ -112,12 +113,10 @@ impl AdamW {
         for moments in &self.moments {
             for (kind, values) in [("mean", &moments.mean.values), ("square", &moments.square)] {
                 let values = to_host(values.clone())?;
-                let mut values = values.as_slice();
-                for (name, length) in &moments.mean.parameters {
-                    let (its, others) = values.split_at(*length);
-                    let bytes: Vec<u8> = its.iter().copied().flat_map(f32::to_le_bytes).collect();
+                for (name, range) in &moments.mean.parameters {
+                    let its = values[range.clone()].iter().copied();
+                    let bytes: Vec<u8> = its.flat_map(f32::to_le_bytes).collect();
                     stored.push((format!("{name}.{kind}"), bytes));
-                    values = others;
                 }
             }
         }
@@ -206,7 +205,7 @@ impl AdamW {
 
 impl Moments {
     /// Those of the parameters that gradients are of, in their bundles: of one that had no gradient in
-    /// the step before, zeros. Of one model, all steps have the same.
+    /// the step before, zeros. Of one model, all steps have the same, but for the first after a start.
     fn of(moments: Vec<Self>, gradients: &[Bundle]) -> Vec<Self> {
         let are_those =
             |(its, gradient): (&Self, &Bundle)| its.mean.parameters == gradient.parameters;
@@ -218,20 +217,11 @@ impl Moments {
             squares.extend(mean.with(square).apart());
             means.extend(mean.apart());
         }
-        let wanted = |mut by_name: BTreeMap<String, Tensor<1>>| {
-            let parameters = gradients.iter().flat_map(|gradient| {
-                let device = gradient.values.device();
-                let names = gradient.parameters.iter();
-                names.map(move |(name, length)| (name.clone(), *length, device.clone()))
-            });
-            let with_numbers = parameters.map(|(name, length, device)| {
-                let its = by_name.remove(&name);
-                let its = its.unwrap_or_else(|| Tensor::zeros([length], &device));
-                (name, its)
-            });
-            with_numbers.collect()
+        let filled = |gradient: &Bundle| Self {
+            mean: gradient.filled(&mut means),
+            square: gradient.filled(&mut squares).values,
         };
-        Self::by_name(wanted(means), wanted(squares))
+        gradients.iter().map(filled).collect()
     }
 
     fn by_name(
@@ -262,6 +252,8 @@ struct Update<'a> {
     config: ModelConfig,
     constants: Constants,
     changes: BTreeMap<String, Change>,
+    /// Of whole layers.
+    moves: Vec<Move>,
     /// Those after the update, by the name of the first parameter.
     moments: BTreeMap<String, Moments>,
 }
@@ -288,6 +280,13 @@ struct Constants {
     weight_decay: f64,
 }
 
+impl Constants {
+    /// What weight decay leaves of a parameter with that share of the learning rate.
+    fn kept(self, share: f64) -> f64 {
+        1.0 - self.learning_rate * share * self.weight_decay
+    }
+}
+
 impl Update<'_> {
     /// Computes what can be computed of several parameters at once, and keeps the rest.
     fn prepare(&mut self, gradient: Bundle, moments: Moments) {
@@ -298,10 +297,29 @@ impl Update<'_> {
             return;
         }
         let (direction, moments) = direction(gradient.values, moments, self.constants);
-        let directions = moments.mean.with(direction).apart();
-        self.changes
-            .extend(directions.map(|(name, its)| (name, Change::Along(its))));
+        let direction = moments.mean.with(direction);
+        let first = moments.mean.parameters.first().map(|(name, _)| name);
+        if let (Some(_), Some(name)) = (direction.layer, first) {
+            let share = self.share(name);
+            self.moves.push(Move {
+                direction,
+                kept: self.constants.kept(share),
+                share,
+            });
+        } else {
+            let directions = direction.apart();
+            let along = directions.map(|(name, its)| (name, Change::Along(its)));
+            self.changes.extend(along);
+        }
         self.keep(moments);
+    }
+
+    /// Of the learning rate, a parameter's.
+    fn share(&self, name: &str) -> f64 {
+        match self.config.layers_above(name) {
+            Some(layers) => self.settings.layer_decay.powf(layers as f64),
+            None => self.settings.head_factor,
+        }
     }
 
     fn keep(&mut self, moments: Moments) {
@@ -321,13 +339,10 @@ impl ParameterMapper for Update<'_> {
         if N == 1 {
             constants.weight_decay = 0.0;
         }
-        let share = match self.config.layers_above(name) {
-            Some(layers) => self.settings.layer_decay.powf(layers as f64),
-            None => self.settings.head_factor,
-        };
-        constants.learning_rate *= share;
+        let share = self.share(name);
         replace(parameter, |value| match change {
             Change::ByGradient(gradient, moments) => {
+                constants.learning_rate *= share;
                 let (value, moments) = update_on_host(value, gradient, moments, constants);
                 self.keep(moments);
                 value
@@ -338,8 +353,7 @@ impl ParameterMapper for Update<'_> {
                     1.0 => tensor,
                     _ => tensor.mul_scalar(factor),
                 };
-                let kept = 1.0 - constants.learning_rate * constants.weight_decay;
-                times(value, kept) - times(direction, share)
+                times(value, constants.kept(share)) - times(direction, share)
             }
         })
     }
@@ -348,7 +362,11 @@ impl ParameterMapper for Update<'_> {
 /// How far Adam goes, and the moments after it.
 fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Tensor<1>, Moments) {
     let Constants { beta1, beta2, .. } = constants;
-    let Bundle { parameters, values } = moments.mean;
+    let Bundle {
+        parameters,
+        values,
+        layer,
+    } = moments.mean;
     let gradient = gradient.mul_scalar(constants.gradient_scale);
     let mean = values.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
     let square = moments.square.mul_scalar(beta2) + gradient.square().mul_scalar(1.0 - beta2);
@@ -358,6 +376,7 @@ fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Te
     let mean = Bundle {
         parameters,
         values: mean,
+        layer,
     };
     (direction, Moments { mean, square })
 }
@@ -371,7 +390,11 @@ fn update_on_host(
 ) -> (Tensor<1>, Moments) {
     let device = value.device();
     let (mut value, gradient) = (host(value), host(gradient));
-    let Bundle { parameters, values } = moments.mean;
+    let Bundle {
+        parameters,
+        values,
+        layer,
+    } = moments.mean;
     let (mut mean, mut square) = (host(values), host(moments.square));
     #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
     let narrow = |wide: f64| wide as f32;
@@ -379,7 +402,7 @@ fn update_on_host(
     // Of narrow numbers, the difference would be off by 1e-5 of itself.
     let (rest1, rest2) = (narrow(1.0 - constants.beta1), narrow(1.0 - constants.beta2));
     let scale = narrow(constants.gradient_scale);
-    let decay = narrow(1.0 - constants.learning_rate * constants.weight_decay);
+    let decay = narrow(constants.kept(1.0));
     let rate = narrow(constants.learning_rate / constants.mean_correction);
     let correction = narrow(constants.square_correction.sqrt());
     let epsilon = narrow(constants.epsilon);
@@ -404,6 +427,7 @@ fn update_on_host(
             mean: Bundle {
                 parameters,
                 values: device(mean),
+                layer,
             },
             square: device(square),
         },

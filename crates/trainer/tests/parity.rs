@@ -12,7 +12,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_model::{
-    Attention, Batch, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer,
+    Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer,
     ParameterVisitor, Precision, choose, configure, is_transposed,
 };
 use retort_trainer::loss::{self, Judged, Target};
@@ -141,15 +141,10 @@ impl Golden {
     }
 
     /// The largest relative error of a gradient, which must stay below 1e-4.
-    fn check_gradients(
-        &self,
-        model: &CrossEncoder,
-        gradients: BTreeMap<String, Tensor<1>>,
-        file: &str,
-    ) -> f32 {
+    fn check_gradients(&self, model: &CrossEncoder, gradients: Vec<Bundle>, file: &str) -> f32 {
         let bytes = fs::read(self.folder.join(file)).unwrap();
         let mut compare = Compare {
-            gradients,
+            gradients: gradients.into_iter().flat_map(Bundle::apart).collect(),
             expected: SafeTensors::deserialize(&bytes).unwrap(),
             slack: self.slack,
             seen: 0,

@@ -1,0 +1,117 @@
+//! Numbers of parameters by name: on a GPU in few tensors, for what is done with one is a kernel to
+//! start; on the CPU in one a parameter, for putting them together would copy them.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+
+/// Numbers of some parameters in one vector.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Each with the place of its numbers, in their order. What lies between is 0 and stays 0.
+    pub parameters: Vec<(String, Range<usize>)>,
+    /// All of them, without autodiff.
+    pub values: Tensor<1>,
+    /// Which layer's, where they are those of a layer that a GPU has its own kernels for.
+    pub layer: Option<usize>,
+}
+
+/// Beyond so many, a tensor has no other parameter's: adapters are there that bind 128 MiB at most.
+const MOST: usize = 1 << 24;
+
+impl Bundle {
+    /// As few as may be of vectors that are on one device.
+    pub fn of(by_name: BTreeMap<String, Tensor<1>>) -> Vec<Self> {
+        let mut bundles = Vec::new();
+        let (mut names, mut vectors, mut length) = (Vec::new(), Vec::new(), 0);
+        for (name, vector) in by_name {
+            let more = vector.dims()[0];
+            let stays_alone = vector.device() == Device::flex() || length + more > MOST;
+            if stays_alone && length > 0 {
+                bundles.push(Self::join(mem::take(&mut names), mem::take(&mut vectors)));
+                length = 0;
+            }
+            names.push(name);
+            vectors.push(vector);
+            length += more;
+        }
+        if !names.is_empty() {
+            bundles.push(Self::join(names, vectors));
+        }
+        bundles
+    }
+
+    fn join(names: Vec<String>, mut vectors: Vec<Tensor<1>>) -> Self {
+        let mut end = 0;
+        let lengths = vectors.iter().map(|vector| vector.dims()[0]);
+        let ranges = lengths.map(|length| {
+            let begin = end;
+            end += length;
+            begin..end
+        });
+        let parameters = names.into_iter().zip(ranges).collect();
+        let values = match vectors.len() {
+            1 => vectors.remove(0),
+            _ => Tensor::cat(vectors, 0),
+        };
+        Self {
+            parameters,
+            values,
+            layer: None,
+        }
+    }
+
+    /// The numbers of each parameter.
+    pub fn apart(self) -> impl Iterator<Item = (String, Tensor<1>)> {
+        let Self {
+            parameters, values, ..
+        } = self;
+        let [length] = values.dims();
+        parameters.into_iter().map(move |(name, range)| {
+            let its = if range.len() == length {
+                values.clone()
+            } else {
+                values.clone().narrow(0, range.start, range.len())
+            };
+            (name, its)
+        })
+    }
+
+    /// Other numbers of the same parameters.
+    #[must_use]
+    pub fn with(&self, values: Tensor<1>) -> Self {
+        Self {
+            parameters: self.parameters.clone(),
+            values,
+            layer: self.layer,
+        }
+    }
+
+    /// Numbers of the same parameters, in the same places: those given by name, 0 of others.
+    #[must_use]
+    pub fn filled(&self, by_name: &mut BTreeMap<String, Tensor<1>>) -> Self {
+        let device = self.values.device();
+        let mut vectors = Vec::new();
+        let mut end = 0;
+        let zeros = |length: usize| Tensor::zeros([length], &device);
+        for (name, range) in &self.parameters {
+            if range.start > end {
+                vectors.push(zeros(range.start - end));
+            }
+            let its = by_name.remove(name);
+            vectors.push(its.unwrap_or_else(|| zeros(range.len())));
+            end = range.end;
+        }
+        let [length] = self.values.dims();
+        if length > end {
+            vectors.push(zeros(length - end));
+        }
+        let values = match vectors.len() {
+            1 => vectors.remove(0),
+            _ => Tensor::cat(vectors, 0),
+        };
+        self.with(values)
+    }
+}

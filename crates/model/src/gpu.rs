@@ -1,0 +1,272 @@
+//! A layer of the encoder in training on a GPU, in few kernels: forward, and back by hand.
+//!
+//! Burn's operations on tensors would each be registered, looked at for what can be fused with it, and
+//! started; here a layer is one operation there and one back, which start their kernels themselves.
+//! Burn chooses those of products of matrices; all others are of [`kernels`].
+
+mod kernels;
+mod layer;
+mod layout;
+
+use std::sync::{Arc, Mutex};
+
+use burn::backend::fusion::custom::TensorSpec;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
+use burn::module::{Module, Param, ParamId};
+use burn::nn::{LayerNorm, Linear};
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeBackend;
+
+use crate::config::ModelConfig;
+use crate::post_norm::Layer;
+
+pub(crate) use layout::Layout;
+
+/// A layer's work on a batch, which forward leaves for the way back.
+#[derive(Clone)]
+pub(crate) struct Work {
+    layout: Arc<Layout>,
+    is_last: bool,
+    /// Of the parameters' slopes, one after the other.
+    slopes: layout::Slopes,
+    epsilon: f32,
+    operand: DType,
+    tape: Arc<Mutex<Option<layer::Tape>>>,
+}
+
+impl Work {
+    /// The output of this layer: of the last one, the first token of each pair alone, `[R, D]`.
+    ///
+    /// # Shapes
+    /// - hidden: `[N, D]`
+    /// - mask: `[N]`, 1 for a token and 0 for padding
+    pub(crate) fn forward(
+        config: &ModelConfig,
+        layout: &Arc<Layout>,
+        layer: &Layer,
+        is_last: bool,
+        hidden: Tensor<2>,
+        mask: Tensor<1>,
+    ) -> (Tensor<2>, Self) {
+        let work = Self {
+            layout: Arc::clone(layout),
+            is_last,
+            slopes: layout::Slopes::new(config.hidden_size, config.intermediate_size),
+            #[expect(clippy::cast_possible_truncation, reason = "computed with in 32 bits")]
+            epsilon: config.layer_norm_eps as f32,
+            operand: config.precision.operands().map_or(DType::F32, DType::from),
+            tape: Arc::default(),
+        };
+        let output = Dispatch::layer_forward(
+            hidden.into_dispatch(),
+            mask.into_dispatch(),
+            weights(layer),
+            work.clone(),
+        );
+        (Tensor::from_dispatch(output), work)
+    }
+
+    /// The slopes at the layer's input, `[N, D]`, from those at its output, `[R, D]`, and those at its
+    /// parameters, each in its place.
+    pub(crate) fn back(self, slopes: Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        let (of_input, of_parameters) = Dispatch::layer_back(slopes.into_dispatch(), self);
+        let of_parameters = Tensor::from_dispatch(of_parameters);
+        (Tensor::from_dispatch(of_input), of_parameters)
+    }
+
+    /// Where the slopes of each of the layer's parameters lie.
+    pub(crate) fn places(
+        &self,
+        layer: &Layer,
+    ) -> impl Iterator<Item = (ParamId, std::ops::Range<usize>)> {
+        let matrices = [
+            &layer.query,
+            &layer.key,
+            &layer.value,
+            &layer.attended,
+            &layer.inner,
+            &layer.outer,
+        ];
+        let bias = |linear: &Linear| linear.bias.as_ref().map(|bias| bias.id);
+        let norm = |norm: &LayerNorm| [Some(norm.gamma.id), norm.beta.as_ref().map(|beta| beta.id)];
+        let ids = matrices.map(|linear| Some(linear.weight.id)).into_iter();
+        let ids = ids
+            .chain(norm(&layer.outer_norm))
+            .chain([bias(&layer.outer), bias(&layer.inner)])
+            .chain(norm(&layer.attended_norm))
+            .chain([&layer.attended, &layer.query, &layer.key, &layer.value].map(bias));
+        let ids: Vec<Option<ParamId>> = ids.collect();
+        let places = self.slopes.ranges().into_iter();
+        ids.into_iter()
+            .zip(places)
+            .filter_map(|(id, range)| Some((id?, range)))
+    }
+}
+
+/// A layer's parameters.
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct LayerWeights<B: Backend> {
+    query: FloatTensor<B>,
+    query_bias: FloatTensor<B>,
+    key: FloatTensor<B>,
+    key_bias: FloatTensor<B>,
+    value: FloatTensor<B>,
+    value_bias: FloatTensor<B>,
+    attended: FloatTensor<B>,
+    attended_bias: FloatTensor<B>,
+    attended_scale: FloatTensor<B>,
+    attended_shift: FloatTensor<B>,
+    inner: FloatTensor<B>,
+    inner_bias: FloatTensor<B>,
+    outer: FloatTensor<B>,
+    outer_bias: FloatTensor<B>,
+    outer_scale: FloatTensor<B>,
+    outer_shift: FloatTensor<B>,
+}
+
+fn weights(layer: &Layer) -> LayerWeights<Dispatch> {
+    fn dispatched<const N: usize>(parameter: &Param<Tensor<N>>) -> FloatTensor<Dispatch> {
+        parameter.val().into_dispatch()
+    }
+    let bias = |linear: &Linear| {
+        let [_, width] = linear.weight.dims();
+        let none = || Tensor::<1>::zeros([width], &linear.weight.device()).into_dispatch();
+        linear.bias.as_ref().map_or_else(none, dispatched)
+    };
+    let shift = |norm: &LayerNorm| match &norm.beta {
+        Some(beta) => dispatched(beta),
+        None => norm.gamma.val().zeros_like().into_dispatch(),
+    };
+    LayerWeights {
+        query: dispatched(&layer.query.weight),
+        query_bias: bias(&layer.query),
+        key: dispatched(&layer.key.weight),
+        key_bias: bias(&layer.key),
+        value: dispatched(&layer.value.weight),
+        value_bias: bias(&layer.value),
+        attended: dispatched(&layer.attended.weight),
+        attended_bias: bias(&layer.attended),
+        attended_scale: dispatched(&layer.attended_norm.gamma),
+        attended_shift: shift(&layer.attended_norm),
+        inner: dispatched(&layer.inner.weight),
+        inner_bias: bias(&layer.inner),
+        outer: dispatched(&layer.outer.weight),
+        outer_bias: bias(&layer.outer),
+        outer_scale: dispatched(&layer.outer_norm.gamma),
+        outer_shift: shift(&layer.outer_norm),
+    }
+}
+
+/// A layer whose parameters went a step that way, in one tensor as [`Work::back`] gives their slopes: of
+/// matrices `kept` times themselves is left, of others all, less `share` times the direction.
+pub(crate) fn moved(layer: Layer, direction: Tensor<1>, kept: f64, share: f64) -> Layer {
+    fn put<const N: usize>(
+        parameter: Param<Tensor<N>>,
+        value: FloatTensor<Dispatch>,
+    ) -> Param<Tensor<N>> {
+        let id = parameter.id;
+        let device = parameter.lazy_device();
+        let value = Tensor::from_inner(Tensor::from_dispatch(value)).to_device(&device);
+        parameter.transform_for_load(value, id)
+    }
+    let linear = |linear: Linear, weight, bias| Linear {
+        weight: put(linear.weight, weight),
+        bias: linear.bias.map(|parameter| put(parameter, bias)),
+    };
+    let norm = |norm: LayerNorm, scale, shift| {
+        let mut norm = norm;
+        norm.gamma = put(norm.gamma, scale);
+        norm.beta = norm.beta.map(|parameter| put(parameter, shift));
+        norm
+    };
+    let [_, inner] = layer.inner.weight.dims();
+    let [width, _] = layer.query.weight.dims();
+    #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
+    let step = Step {
+        slopes: layout::Slopes::new(width, inner),
+        kept: kept as f32,
+        share: share as f32,
+    };
+    let weights = weights(&layer.valid());
+    let new = Dispatch::layer_moved(weights, direction.into_dispatch(), step);
+    Layer {
+        query: linear(layer.query, new.query, new.query_bias),
+        key: linear(layer.key, new.key, new.key_bias),
+        value: linear(layer.value, new.value, new.value_bias),
+        attended: linear(layer.attended, new.attended, new.attended_bias),
+        attended_norm: norm(layer.attended_norm, new.attended_scale, new.attended_shift),
+        inner: linear(layer.inner, new.inner, new.inner_bias),
+        outer: linear(layer.outer, new.outer, new.outer_bias),
+        outer_norm: norm(layer.outer_norm, new.outer_scale, new.outer_shift),
+    }
+}
+
+/// What a layer's parameters are moved by.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    slopes: layout::Slopes,
+    kept: f32,
+    share: f32,
+}
+
+/// What is done for a layer.
+#[backend_extension(Cube, Fusion)]
+pub(crate) trait LayerOps: Backend {
+    /// See [`Work::forward`].
+    #[fusion(meta = |hidden, _mask, _weights, work| TensorSpec::new(work.output().into(), hidden.dtype))]
+    fn layer_forward(
+        hidden: FloatTensor<Self>,
+        mask: FloatTensor<Self>,
+        #[extension_type] weights: LayerWeights<Self>,
+        work: Work,
+    ) -> FloatTensor<Self>;
+
+    /// See [`Work::back`].
+    #[fusion(meta = |slopes, work| (
+        TensorSpec::new(work.input().into(), slopes.dtype),
+        TensorSpec::new([work.slopes.length()].into(), slopes.dtype),
+    ))]
+    fn layer_back(slopes: FloatTensor<Self>, work: Work) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`moved`].
+    #[fusion(meta = |weights, _direction, _step| weights.clone())]
+    fn layer_moved(
+        #[extension_type] weights: LayerWeights<Self>,
+        direction: FloatTensor<Self>,
+        step: Step,
+    ) -> LayerWeights<Self>;
+}
+
+impl LayerOps for CubeBackend {
+    fn layer_forward(
+        hidden: FloatTensor<Self>,
+        mask: FloatTensor<Self>,
+        weights: LayerWeights<Self>,
+        work: Work,
+    ) -> FloatTensor<Self> {
+        let (output, tape) = layer::forward(hidden, mask, weights, &work);
+        if let Ok(mut place) = work.tape.lock() {
+            *place = Some(tape);
+        }
+        output
+    }
+
+    fn layer_back(slopes: FloatTensor<Self>, work: Work) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let tape = work.tape.lock().ok().and_then(|mut place| place.take());
+        match tape {
+            Some(tape) => layer::back(slopes, tape, &work),
+            // What went before failed, which Burn reports where it is asked for a number.
+            None => layer::nothing(&slopes, &work),
+        }
+    }
+
+    fn layer_moved(
+        weights: LayerWeights<Self>,
+        direction: FloatTensor<Self>,
+        step: Step,
+    ) -> LayerWeights<Self> {
+        layer::moved(weights, direction, step)
+    }
+}
