@@ -569,21 +569,23 @@ pub(super) fn add<E: Float, N: Size>(
     }
 }
 
-/// A parameter after a step: what is kept of it, less its share of a direction. Directions and what comes
-/// out have others' before it.
+/// Parameters after a step: what is kept of them, less their share of a direction. The input is what lies
+/// in `direction` and `output` from `begin` on; of what begins at `whole` or behind it, all is kept.
 #[cube(launch)]
 pub(super) fn moved<N: Size>(
-    value: &[Vector<f32, N>],
+    input: &[Vector<f32, N>],
     direction: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
     units: usize,
     begin: usize,
+    whole: usize,
     kept: f32,
     share: f32,
 ) {
     if ABSOLUTE_POS < units {
         let at = begin + ABSOLUTE_POS;
-        let before = value[ABSOLUTE_POS] * Vector::new(kept);
+        let factor = select(at < whole, kept, 1.0f32);
+        let before = input[ABSOLUTE_POS] * Vector::new(factor);
         output[at] = before - direction[at] * Vector::new(share);
     }
 }

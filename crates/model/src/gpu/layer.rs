@@ -10,6 +10,7 @@ use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::client::Client;
 use burn::cubecl::ir::{ElemType, FloatKind};
 use burn::cubecl::prelude::{BufferArg, CubeCount, CubeDim};
+use burn::cubecl::server::Overlap;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
@@ -18,7 +19,8 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 
 use super::layout::{
     ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, INNER_BIAS, KEY, KEY_BIAS,
-    OUTER, OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, Places, QUERY, QUERY_BIAS, VALUE, VALUE_BIAS,
+    OUTER, OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, Places, QUERY, QUERY_BIAS, Slopes, VALUE,
+    VALUE_BIAS,
 };
 use super::{LayerWeights, Step, Work, kernels};
 use crate::blocks::Block;
@@ -263,25 +265,24 @@ pub(super) fn nothing(like: &CubeTensor, work: &Work) -> (CubeTensor, CubeTensor
     (gpu.zeros(work.input()), gpu.zeros([length]))
 }
 
-/// A layer's parameters after a step, side by side in memory.
+/// A layer's parameters after a step, side by side in memory: so they are one input of the next one.
 pub(super) fn moved(
     weights: LayerWeights<CubeBackend>,
     direction: CubeTensor,
     step: Step,
 ) -> LayerWeights<CubeBackend> {
-    let w = contiguous(weights);
+    let parameters = in_order(contiguous(weights));
     let direction = into_contiguous(direction);
-    let ranges = step.slopes.ranges();
-    let client = direction.client.clone();
+    let (client, length) = (direction.client.clone(), step.slopes.length());
     let output = CubeTensor::new_contiguous(
         client.clone(),
         direction.device.clone(),
-        [step.slopes.length()].into(),
-        client.empty(step.slopes.length() * size_of::<f32>()),
+        [length].into(),
+        client.empty(length * size_of::<f32>()),
         DType::F32,
     );
-    let put = |parameter: CubeTensor, which: usize| {
-        let Range { start, end } = ranges[which].clone();
+    let ranges = step.slopes.ranges();
+    let put = |input: &CubeTensor, Range { start, end }: Range<usize>| {
         let vector = vector_of(end - start, start);
         let units = (end - start) / vector;
         let dim = CubeDim::new(&client, units);
@@ -290,34 +291,90 @@ pub(super) fn moved(
             calculate_cube_count_elemwise(&client, units, dim),
             dim,
             vector,
-            read(&parameter),
+            read(input),
             read(&direction),
             read(&output),
             units,
             start / vector,
-            if which < OUTER_SCALE { step.kept } else { 1.0 },
+            step.slopes.vectors() / vector,
+            step.kept,
             step.share,
         );
-        view(&output, start, parameter.meta.shape().clone())
+    };
+    if let Some(all) = side_by_side(&parameters, step.slopes) {
+        put(&all, 0..length);
+    } else {
+        for (parameter, range) in parameters.iter().zip(ranges.clone()) {
+            put(parameter, range);
+        }
+    }
+    let of = |which: usize| {
+        let shape = parameters[which].meta.shape().clone();
+        view(&output, ranges[which].start, shape)
     };
     LayerWeights {
-        query: put(w.query, QUERY),
-        query_bias: put(w.query_bias, QUERY_BIAS),
-        key: put(w.key, KEY),
-        key_bias: put(w.key_bias, KEY_BIAS),
-        value: put(w.value, VALUE),
-        value_bias: put(w.value_bias, VALUE_BIAS),
-        attended: put(w.attended, ATTENDED),
-        attended_bias: put(w.attended_bias, ATTENDED_BIAS),
-        attended_scale: put(w.attended_scale, ATTENDED_SCALE),
-        attended_shift: put(w.attended_shift, ATTENDED_SHIFT),
-        inner: put(w.inner, INNER),
-        inner_bias: put(w.inner_bias, INNER_BIAS),
-        outer: put(w.outer, OUTER),
-        outer_bias: put(w.outer_bias, OUTER_BIAS),
-        outer_scale: put(w.outer_scale, OUTER_SCALE),
-        outer_shift: put(w.outer_shift, OUTER_SHIFT),
+        query: of(QUERY),
+        query_bias: of(QUERY_BIAS),
+        key: of(KEY),
+        key_bias: of(KEY_BIAS),
+        value: of(VALUE),
+        value_bias: of(VALUE_BIAS),
+        attended: of(ATTENDED),
+        attended_bias: of(ATTENDED_BIAS),
+        attended_scale: of(ATTENDED_SCALE),
+        attended_shift: of(ATTENDED_SHIFT),
+        inner: of(INNER),
+        inner_bias: of(INNER_BIAS),
+        outer: of(OUTER),
+        outer_bias: of(OUTER_BIAS),
+        outer_scale: of(OUTER_SCALE),
+        outer_shift: of(OUTER_SHIFT),
     }
+}
+
+/// As [`super::layout::Slopes`] has them.
+fn in_order(weights: LayerWeights<CubeBackend>) -> [CubeTensor; 16] {
+    [
+        weights.query,
+        weights.key,
+        weights.value,
+        weights.attended,
+        weights.inner,
+        weights.outer,
+        weights.outer_scale,
+        weights.outer_shift,
+        weights.outer_bias,
+        weights.inner_bias,
+        weights.attended_scale,
+        weights.attended_shift,
+        weights.attended_bias,
+        weights.query_bias,
+        weights.key_bias,
+        weights.value_bias,
+    ]
+}
+
+/// All of them as one vector, where they lie like that, as a step before this one left them.
+fn side_by_side(parameters: &[CubeTensor], slopes: Slopes) -> Option<CubeTensor> {
+    let first = parameters.first()?;
+    let mut handle = first.handle.clone();
+    (handle.offset_start, handle.offset_end) = (None, None);
+    let length = slopes.length();
+    let size = size_of::<f32>() as u64;
+    let lies_in = |(parameter, range): (&CubeTensor, Range<usize>)| {
+        let begin = parameter.handle.offset_start.unwrap_or(0);
+        begin == range.start as u64 * size && handle.overlap(&parameter.handle) != Overlap::Disjoint
+    };
+    let all_lie = parameters.iter().zip(slopes.ranges()).all(lies_in);
+    (all_lie && handle.size() == length as u64 * size).then(|| {
+        CubeTensor::new_contiguous(
+            first.client.clone(),
+            first.device.clone(),
+            [length].into(),
+            handle.clone(),
+            DType::F32,
+        )
+    })
 }
 
 impl Work {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use burn::cubecl::prelude::CubeElement;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -88,16 +89,11 @@ impl Places {
     /// `[rows, 4]`, where `like` is.
     pub(super) fn on_device(&self, like: &CubeTensor) -> CubeTensor {
         let made = self.on_device.get_or_init(|| {
-            let bytes: Vec<u8> = self
-                .numbers
-                .iter()
-                .flat_map(|number| number.to_ne_bytes())
-                .collect();
             CubeTensor::new_contiguous(
                 like.client.clone(),
                 like.device.clone(),
                 [self.rows, 4].into(),
-                like.client.create_from_slice(&bytes),
+                like.client.create_from_slice(i32::as_bytes(&self.numbers)),
                 DType::I32,
             )
         });
