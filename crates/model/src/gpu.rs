@@ -5,8 +5,10 @@
 //! Burn chooses those of products of matrices; all others are of [`kernels`].
 
 mod kernels;
+mod launch;
 mod layer;
 mod layout;
+mod step;
 
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +19,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::nn::{LayerNorm, Linear};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 
 use crate::config::ModelConfig;
 use crate::post_norm::Layer;
@@ -124,6 +127,29 @@ pub(crate) struct LayerWeights<B: Backend> {
     outer_bias: FloatTensor<B>,
     outer_scale: FloatTensor<B>,
     outer_shift: FloatTensor<B>,
+}
+
+impl LayerWeights<CubeBackend> {
+    fn contiguous(self) -> Self {
+        Self {
+            query: into_contiguous(self.query),
+            query_bias: into_contiguous(self.query_bias),
+            key: into_contiguous(self.key),
+            key_bias: into_contiguous(self.key_bias),
+            value: into_contiguous(self.value),
+            value_bias: into_contiguous(self.value_bias),
+            attended: into_contiguous(self.attended),
+            attended_bias: into_contiguous(self.attended_bias),
+            attended_scale: into_contiguous(self.attended_scale),
+            attended_shift: into_contiguous(self.attended_shift),
+            inner: into_contiguous(self.inner),
+            inner_bias: into_contiguous(self.inner_bias),
+            outer: into_contiguous(self.outer),
+            outer_bias: into_contiguous(self.outer_bias),
+            outer_scale: into_contiguous(self.outer_scale),
+            outer_shift: into_contiguous(self.outer_shift),
+        }
+    }
 }
 
 fn weights(layer: &Layer) -> LayerWeights<Dispatch> {
@@ -267,6 +293,63 @@ impl LayerOps for CubeBackend {
         direction: FloatTensor<Self>,
         step: Step,
     ) -> LayerWeights<Self> {
-        layer::moved(weights, direction, step)
+        step::moved(weights, direction, step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, panic, process, thread};
+
+    use super::*;
+    use crate::trial::{compare, config};
+    use crate::{Batch, CrossEncoder, Device, DeviceChoice, Encoded, Precision, choose};
+
+    /// What `RETORT_TEST_GPU` names, wgpu's unless given; none where there is none and none is required.
+    fn gpu() -> Option<Device> {
+        crate::configure(None, Precision::F32);
+        let choice = env::var("RETORT_TEST_GPU").map_or(Ok(DeviceChoice::Wgpu), |it| it.parse());
+        match choose(choice.unwrap()) {
+            Ok((device, _)) => {
+                // wgpu's, which dies now and then, would leave the test waiting.
+                let report = panic::take_hook();
+                panic::set_hook(Box::new(move |panic| {
+                    report(panic);
+                    if thread::current().name().is_none() {
+                        process::abort();
+                    }
+                }));
+                Some(device)
+            }
+            Err(error) => {
+                assert!(env::var_os("RETORT_REQUIRE_GPU").is_none(), "{error}");
+                None
+            }
+        }
+    }
+
+    /// A width of heads that four does not divide, gaps between parameters; one block, of a length that
+    /// GPUs pad to, and one a pair, of lengths that nothing divides.
+    #[test]
+    fn layers_of_any_width_are_the_graph_s_of_the_cpu_on_a_gpu() {
+        let Some(device) = gpu() else { return };
+        let config = ModelConfig {
+            hidden_size: 20,
+            embedding_size: 20,
+            intermediate_size: 28,
+            ..config()
+        };
+        let in_one: fn(&CrossEncoder, &[&Encoded]) -> Batch = CrossEncoder::batch;
+        let apart = |model: &CrossEncoder, inputs: &[&Encoded]| {
+            Batch::unpadded(inputs, model.config().pad_token_id, &model.device())
+        };
+        for batch in [in_one, apart] {
+            let trial = compare(&device, &config, batch).unwrap();
+            println!("{trial:?}");
+            assert!(
+                trial.of_logits < 1e-5 && trial.of_gradients < 1e-5,
+                "{trial:?}"
+            );
+        }
     }
 }

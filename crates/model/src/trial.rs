@@ -10,7 +10,7 @@ use crate::architecture::Architecture;
 use crate::attention::Attention;
 use crate::bundle::Bundle;
 use crate::config::ModelConfig;
-use crate::cross_encoder::CrossEncoder;
+use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::draw::Draw;
 use crate::error::{Error, Result};
 use crate::guard::guard;
@@ -39,10 +39,33 @@ const MOST: f64 = 1e-4;
 /// # Errors
 /// A device that fails, or computes something else.
 pub fn try_out(device: &Device) -> Result<Trial> {
+    let trial = compare(device, &config(), CrossEncoder::batch)?;
+    // Not a number is no better than far off.
+    if trial.of_logits <= MOST && trial.of_gradients <= MOST {
+        Ok(trial)
+    } else {
+        Err(Error::Device {
+            said: format!(
+                "it computes something else than the CPU: logits are off by {:.1e}, gradients by {:.1e} \
+                 of their length; another version of its driver may be right",
+                trial.of_logits, trial.of_gradients
+            ),
+        })
+    }
+}
+
+/// How far a device is from the CPU with such a model, drawn by chance.
+pub(crate) fn compare(
+    device: &Device,
+    config: &ModelConfig,
+    batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
+) -> Result<Trial> {
     let started = Instant::now();
-    let there = guard(device, || passes(&device.clone().autodiff()))?;
+    let there = guard(device, || {
+        passes(&device.clone().autodiff(), config, &batch)
+    })?;
     let took = started.elapsed();
-    let here = passes(&Device::flex().autodiff())?;
+    let here = passes(&Device::flex().autodiff(), config, &batch)?;
     let differences = there.logits.iter().zip(&here.logits);
     // In this order, what is not a number is larger than any.
     let of_logits = differences
@@ -58,23 +81,11 @@ pub fn try_out(device: &Device) -> Result<Trial> {
             length += f64::from(*here).powi(2);
         }
     }
-    let trial = Trial {
+    Ok(Trial {
         of_logits,
         of_gradients: (difference / length).sqrt(),
         took,
-    };
-    // Not a number is no better than far off.
-    if trial.of_logits <= MOST && trial.of_gradients <= MOST {
-        Ok(trial)
-    } else {
-        Err(Error::Device {
-            said: format!(
-                "it computes something else than the CPU: logits are off by {:.1e}, gradients by {:.1e} \
-                 of their length; another version of its driver may be right",
-                trial.of_logits, trial.of_gradients
-            ),
-        })
-    }
+    })
 }
 
 /// What came of it.
@@ -84,13 +95,16 @@ struct Passed {
     gradients: BTreeMap<String, Vec<f32>>,
 }
 
-fn passes(device: &Device) -> Result<Passed> {
-    let config = config();
-    let skeleton = CrossEncoder::skeleton(&config, device);
+fn passes(
+    device: &Device,
+    config: &ModelConfig,
+    batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
+) -> Result<Passed> {
+    let skeleton = CrossEncoder::skeleton(config, device);
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
-    let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, &config)).into();
+    let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, config)).into();
     let inputs: Vec<&Encoded> = inputs.iter().collect();
-    let pass = model.pass(&model.batch(&inputs));
+    let pass = model.pass(&batch(&model, &inputs));
     let logits = pass.logits.clone();
     let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
     let gradients = (logits.clone() * weights).sum().backward();
@@ -104,7 +118,8 @@ fn passes(device: &Device) -> Result<Passed> {
     })
 }
 
-fn config() -> ModelConfig {
+/// A BERT of two layers.
+pub(crate) fn config() -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Bert,
         vocab_size: 97,
@@ -164,7 +179,9 @@ mod tests {
     /// What is compared is worth comparing.
     #[test]
     fn logits_differ_and_all_parameters_have_gradients() {
-        let passed = passes(&Device::flex().autodiff()).unwrap();
+        let device = Device::flex().autodiff();
+        let batch = |model: &CrossEncoder, inputs: &[&Encoded]| model.batch(inputs);
+        let passed = passes(&device, &config(), batch).unwrap();
         let (least, most) = (passed.logits.iter())
             .fold((f32::MAX, f32::MIN), |(least, most), one| {
                 (least.min(*one), most.max(*one))

@@ -1,0 +1,130 @@
+//! A step of a layer's parameters.
+
+use std::ops::Range;
+
+use burn::cubecl::calculate_cube_count_elemwise;
+use burn::cubecl::prelude::CubeDim;
+use burn::cubecl::server::Overlap;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::launch::{read, vector_of, view};
+use super::layout::{
+    ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, INNER_BIAS, KEY, KEY_BIAS,
+    OUTER, OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, Slopes, VALUE, VALUE_BIAS,
+};
+use super::{LayerWeights, Step, kernels};
+
+/// A layer's parameters after a step, side by side in memory: so they are one input of the next one.
+pub(super) fn moved(
+    weights: LayerWeights<CubeBackend>,
+    direction: CubeTensor,
+    step: Step,
+) -> LayerWeights<CubeBackend> {
+    let parameters = in_order(weights.contiguous());
+    let direction = into_contiguous(direction);
+    let (client, length) = (direction.client.clone(), step.slopes.length());
+    let output = CubeTensor::new_contiguous(
+        client.clone(),
+        direction.device.clone(),
+        [length].into(),
+        client.empty(length * size_of::<f32>()),
+        DType::F32,
+    );
+    let ranges = step.slopes.ranges();
+    let put = |input: &CubeTensor, Range { start, end }: Range<usize>| {
+        let vector = vector_of(end - start, start);
+        let units = (end - start) / vector;
+        let dim = CubeDim::new(&client, units);
+        kernels::moved::launch(
+            &client,
+            calculate_cube_count_elemwise(&client, units, dim),
+            dim,
+            vector,
+            read(input),
+            read(&direction),
+            read(&output),
+            units,
+            start / vector,
+            step.slopes.vectors() / vector,
+            step.kept,
+            step.share,
+        );
+    };
+    if let Some(all) = side_by_side(&parameters, step.slopes) {
+        put(&all, 0..length);
+    } else {
+        for (parameter, range) in parameters.iter().zip(ranges.clone()) {
+            put(parameter, range);
+        }
+    }
+    let of = |which: usize| {
+        let shape = parameters[which].meta.shape().clone();
+        view(&output, ranges[which].start, shape)
+    };
+    LayerWeights {
+        query: of(QUERY),
+        query_bias: of(QUERY_BIAS),
+        key: of(KEY),
+        key_bias: of(KEY_BIAS),
+        value: of(VALUE),
+        value_bias: of(VALUE_BIAS),
+        attended: of(ATTENDED),
+        attended_bias: of(ATTENDED_BIAS),
+        attended_scale: of(ATTENDED_SCALE),
+        attended_shift: of(ATTENDED_SHIFT),
+        inner: of(INNER),
+        inner_bias: of(INNER_BIAS),
+        outer: of(OUTER),
+        outer_bias: of(OUTER_BIAS),
+        outer_scale: of(OUTER_SCALE),
+        outer_shift: of(OUTER_SHIFT),
+    }
+}
+
+/// As [`super::layout::Slopes`] has them.
+fn in_order(weights: LayerWeights<CubeBackend>) -> [CubeTensor; 16] {
+    [
+        weights.query,
+        weights.key,
+        weights.value,
+        weights.attended,
+        weights.inner,
+        weights.outer,
+        weights.outer_scale,
+        weights.outer_shift,
+        weights.outer_bias,
+        weights.inner_bias,
+        weights.attended_scale,
+        weights.attended_shift,
+        weights.attended_bias,
+        weights.query_bias,
+        weights.key_bias,
+        weights.value_bias,
+    ]
+}
+
+/// All of them as one vector, where they lie like that, as a step before this one left them.
+fn side_by_side(parameters: &[CubeTensor], slopes: Slopes) -> Option<CubeTensor> {
+    let first = parameters.first()?;
+    let mut handle = first.handle.clone();
+    (handle.offset_start, handle.offset_end) = (None, None);
+    let length = slopes.length();
+    let size = size_of::<f32>() as u64;
+    let lies_in = |(parameter, range): (&CubeTensor, Range<usize>)| {
+        let begin = parameter.handle.offset_start.unwrap_or(0);
+        begin == range.start as u64 * size && handle.overlap(&parameter.handle) != Overlap::Disjoint
+    };
+    let all_lie = parameters.iter().zip(slopes.ranges()).all(lies_in);
+    (all_lie && handle.size() == length as u64 * size).then(|| {
+        CubeTensor::new_contiguous(
+            first.client.clone(),
+            first.device.clone(),
+            [length].into(),
+            handle.clone(),
+            DType::F32,
+        )
+    })
+}
