@@ -396,7 +396,7 @@ pub(super) fn norm_back<E: Float, N: Size>(
     #[comptime] rounds: bool,
     #[define(E)] _element: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(lanes);
+    let mut scratch = Shared::<[Vector<f32, Const<2>>]>::new_slice(lanes);
     let mut own = Shared::<[Vector<f32, N>]>::new_slice(3 * width);
     let lane = UNIT_POS_X as usize;
     let mut at = lane;
@@ -425,8 +425,12 @@ pub(super) fn norm_back<E: Float, N: Size>(
             along += across(scaled * normed[place]);
             at += lanes;
         }
-        let mean = over_lanes(sum, &mut scratch, lanes, false) / count;
-        let along = over_lanes(along, &mut scratch, lanes, false) / count;
+        // Both at once.
+        let mut both = Vector::<f32, Const<2>>::new(sum);
+        both.insert(1usize, along);
+        let both = pairs_over_lanes(both, &mut scratch);
+        let mean = both.extract(0usize) / count;
+        let along = both.extract(1usize) / count;
         let inverse = inverses[row];
         let mut at = lane;
         while at < width {
@@ -672,4 +676,27 @@ fn over_lanes(
         half /= 2;
     }
     scratch[begin]
+}
+
+/// The sums of what the lanes of a row, the only one of a cube, have, for each of them.
+#[cube]
+fn pairs_over_lanes(
+    value: Vector<f32, Const<2>>,
+    scratch: &mut Shared<[Vector<f32, Const<2>>]>,
+) -> Vector<f32, Const<2>> {
+    let lane = UNIT_POS_X as usize;
+    // What was there before, all have read.
+    sync_cube();
+    scratch[lane] = value;
+    sync_cube();
+    let mut half = CUBE_DIM_X as usize / 2;
+    while half > 0 {
+        if lane < half {
+            let other = scratch[lane + half];
+            scratch[lane] += other;
+        }
+        sync_cube();
+        half /= 2;
+    }
+    scratch[0]
 }

@@ -553,10 +553,13 @@ impl<'a> Gpu<'a> {
         } else {
             self.none()
         };
+        // Two or three numbers a lane.
+        let width = shape[1] / self.vector;
+        let lanes = width.div_ceil(2).next_power_of_two().clamp(LANES, 128);
         kernels::norm_back::launch(
             &self.client,
             CubeCount::new_1d(count(into.chunks)),
-            CubeDim::new_1d(count(COLUMNS)),
+            CubeDim::new_1d(count(lanes)),
             self.vector,
             read(slopes),
             read(product.unwrap_or(slopes)),
@@ -573,8 +576,8 @@ impl<'a> Gpu<'a> {
             into.place(of_scale),
             into.place(of_shift),
             into.place(of_bias),
-            shape[1] / self.vector,
-            COLUMNS,
+            width,
+            lanes,
             product.is_some(),
             self.rounds(),
             self.element(),
