@@ -374,7 +374,8 @@ fn cost_on_the_cpu(block: Block) -> usize {
 }
 
 /// In operations in each layer, there and back, of a GPU that makes 10^14 a second and moves a byte in the
-/// time of 50. What it takes to start a block's kernels is estimated: some tens, a quarter of a millisecond.
+/// time of 50. What a block's kernels take beside that is estimated: eight by hand, some tens through Burn's
+/// graph, a quarter of a millisecond.
 fn cost_on_a_gpu(block: Block, config: &ModelConfig) -> usize {
     const KERNELS: usize = 25_000_000_000;
     // Of a token with another: it is read or written some twelve times, in 32 bits.

@@ -57,7 +57,7 @@ pub(super) fn side_by_side<E: Float, N: Size>(
     }
 }
 
-/// What [`side_by_side`] put together, apart: each matrix where it begins in the output.
+/// What [`side_by_side()`] put together, apart: each matrix where it begins in the output.
 #[cube(launch)]
 pub(super) fn apart<N: Size>(
     input: &[Vector<f32, N>],
@@ -145,7 +145,7 @@ pub(super) fn to_heads<E: Float, N: Size>(
     }
 }
 
-/// The way back through [`to_heads`], and of each chunk of rows the sums, for the biases.
+/// The way back through [`to_heads()`], and of each chunk of rows the sums, for the biases.
 #[cube(launch)]
 pub(super) fn out_of_heads<E: Float, N: Size>(
     input: &[Vector<E, N>],
@@ -255,7 +255,7 @@ pub(super) fn context<E: Float, N: Size>(
     }
 }
 
-/// The slopes at what [`context`] was given, in head rows, and of each head row the product of its
+/// The slopes at what [`context()`] was given, in head rows, and of each head row the product of its
 /// slopes and its context: the mean that the way back through softmax takes.
 #[cube(launch)]
 pub(super) fn context_back<E: Float, N: Size>(
@@ -476,7 +476,7 @@ pub(super) fn gelu<E: Float, N: Size>(
     }
 }
 
-/// The slopes at the input of [`gelu`], in the place of those at its output, and of each chunk of rows
+/// The slopes at the input of [`gelu()`], in the place of those at its output, and of each chunk of rows
 /// the sums, for the bias.
 #[cube(launch)]
 pub(super) fn gelu_back<E: Float, N: Size>(
