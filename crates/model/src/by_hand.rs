@@ -3,9 +3,7 @@
 //!
 //! Burn's graph of operations is the reference, and what everything else runs on.
 //!
-//! Shapes: `N` tokens of a batch, `R` of them computed (in the last layer the first of each pair,
-//! elsewhere all), `D` hidden width, `E` width of the embeddings; of a block of the batch, `B` pairs of
-//! `T` tokens each.
+//! Shapes: `N` tokens of a batch, `D` hidden width, `E` width of the embeddings; `B` pairs of a batch.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -48,8 +46,8 @@ impl Slopes {
         for (id, slopes) in other.alone {
             self.add(id, slopes.unsqueeze());
         }
-        if self.of_layers.is_empty() {
-            self.of_layers = other.of_layers;
+        if self.of_layers.is_empty() || other.of_layers.is_empty() {
+            self.of_layers.extend(other.of_layers);
             return self;
         }
         let both = self.of_layers.into_iter().zip(other.of_layers);

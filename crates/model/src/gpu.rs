@@ -10,7 +10,7 @@ mod layer;
 mod layout;
 mod step;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
@@ -26,6 +26,9 @@ use crate::post_norm::Layer;
 
 pub(crate) use layout::Layout;
 
+/// The widest hidden state whose sums fit into what any GPU shares in a cube, 16 KiB.
+pub(crate) const WIDEST: usize = 1280;
+
 /// A layer's work on a batch, which forward leaves for the way back.
 #[derive(Clone)]
 pub(crate) struct Work {
@@ -35,6 +38,8 @@ pub(crate) struct Work {
     slopes: layout::Slopes,
     epsilon: f32,
     operand: DType,
+    /// What forward leaves is there when the way back begins: its slopes hang on what came of forward, and
+    /// Burn keeps the order of operations of which one takes what the other gives.
     tape: Arc<Mutex<Option<layer::Tape>>>,
 }
 
@@ -78,7 +83,11 @@ impl Work {
         (Tensor::from_dispatch(of_input), of_parameters)
     }
 
-    /// Where the slopes of each of the layer's parameters lie.
+    fn tape(&self) -> MutexGuard<'_, Option<layer::Tape>> {
+        self.tape.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the slopes of each of the layer's parameters lie; layers have all of them.
     pub(crate) fn places(
         &self,
         layer: &Layer,
@@ -273,19 +282,15 @@ impl LayerOps for CubeBackend {
         work: Work,
     ) -> FloatTensor<Self> {
         let (output, tape) = layer::forward(hidden, mask, weights, &work);
-        if let Ok(mut place) = work.tape.lock() {
-            *place = Some(tape);
-        }
+        *work.tape() = Some(tape);
         output
     }
 
     fn layer_back(slopes: FloatTensor<Self>, work: Work) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let tape = work.tape.lock().ok().and_then(|mut place| place.take());
-        match tape {
-            Some(tape) => layer::back(slopes, tape, &work),
-            // What went before failed, which Burn reports where it is asked for a number.
-            None => layer::nothing(&slopes, &work),
-        }
+        let tape = work.tape().take();
+        // Where forward failed, Burn does not come here; and where a panic is, its caller hears of it.
+        let tape = tape.expect("a layer goes back once, and after it went forward");
+        layer::back(slopes, tape, &work)
     }
 
     fn layer_moved(

@@ -65,6 +65,7 @@ impl CrossEncoder {
             && config.hidden_dropout_prob == 0.0
             && config.attention_probs_dropout_prob == 0.0
             && config.attention == crate::attention::Attention::Decomposed
+            && config.hidden_size <= crate::gpu::WIDEST
             && device.is_autodiff()
             && !crate::parallel::is_cpu(&device)
     }
@@ -93,8 +94,8 @@ impl CrossEncoder {
         let layers = of_layers.len();
         let of_layers = of_layers.into_iter().enumerate();
         let of_layers = of_layers.map(|(number, (places, values))| {
-            let place = |(id, range)| (names.get(&id).cloned().unwrap_or_default(), range);
-            let parameters = places.into_iter().map(place).collect();
+            let place = |(id, range)| Some((names.get(&id)?.clone(), range));
+            let parameters = places.into_iter().filter_map(place).collect();
             Bundle {
                 parameters,
                 values,

@@ -46,6 +46,13 @@ impl NamedGradients {
     /// The gradients of a sum of losses, from those of its terms.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
+        // A loss that no score moves has none.
+        if other.bundles.is_empty() {
+            return self;
+        }
+        if self.bundles.is_empty() {
+            return other;
+        }
         let scale = self.scale;
         let (ours, theirs) = (self.bundles.iter(), other.bundles.iter());
         let are_alike = ours
@@ -140,7 +147,7 @@ impl NamedGradients {
     /// # Errors
     /// A device that fails.
     pub(crate) fn norm(&self) -> Result<f64> {
-        // Summed in the order of names, so that the same gradients give the same norm.
+        // Summed in one order, so that the same gradients give the same norm.
         let all = self.bundles.iter().map(|bundle| &bundle.values);
         Ok(sum_of_squares(all)?.sqrt() / self.scale)
     }

@@ -90,12 +90,16 @@ impl AdamW {
             moments: BTreeMap::new(),
         };
         let moments = Moments::of(mem::take(&mut self.moments), &gradients.bundles);
+        let first = |bundle: &Bundle| bundle.parameters.first().map(|(name, _)| name.clone());
+        let firsts: Vec<String> = gradients.bundles.iter().filter_map(first).collect();
         for (gradient, moments) in gradients.bundles.into_iter().zip(moments) {
             update.prepare(gradient, moments);
         }
         let model = model.moved(mem::take(&mut update.moves));
         let model = model.map_parameters(&mut update);
-        self.moments = update.moments.into_values().collect();
+        // In the order of the gradients, as the next step's are.
+        let its = |name: &String| update.moments.remove(name);
+        self.moments = firsts.iter().filter_map(its).collect();
         model
     }
 

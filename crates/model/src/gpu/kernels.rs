@@ -17,8 +17,7 @@
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
-/// What is added to the scores of padding.
-const UNSEEN: f32 = -3e4;
+use crate::attention::UNSEEN;
 
 /// Below any score.
 const LOWEST: f64 = -3e38;
@@ -37,8 +36,8 @@ pub(super) fn side_by_side<E: Float, N: Size>(
     third: &[Vector<f32, N>],
     output: &mut [Vector<E, N>],
     units: usize,
-    parts: usize,
-    width: usize,
+    #[comptime] parts: usize,
+    #[comptime] width: usize,
     #[define(E)] _element: ElemType,
 ) {
     if ABSOLUTE_POS < units {
@@ -63,8 +62,8 @@ pub(super) fn apart<N: Size>(
     input: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
     units: usize,
-    parts: usize,
-    width: usize,
+    #[comptime] parts: usize,
+    #[comptime] width: usize,
     first: usize,
     second: usize,
     third: usize,
@@ -92,7 +91,7 @@ pub(super) fn pick<E: Float, N: Size>(
     rows: &mut [Vector<f32, N>],
     operands: &mut [Vector<E, N>],
     units: usize,
-    width: usize,
+    #[comptime] width: usize,
     #[comptime] rounds: bool,
     #[define(E)] _element: ElemType,
 ) {
@@ -117,9 +116,9 @@ pub(super) fn to_heads<E: Float, N: Size>(
     places: &[i32],
     output: &mut [Vector<E, N>],
     units: usize,
-    parts: usize,
-    width: usize,
-    depth: usize,
+    #[comptime] parts: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
     total: usize,
     scale: f32,
     #[define(E)] _element: ElemType,
@@ -154,9 +153,9 @@ pub(super) fn out_of_heads<E: Float, N: Size>(
     sums: &mut [Vector<f32, N>],
     rows: usize,
     chunk: usize,
-    parts: usize,
-    width: usize,
-    depth: usize,
+    #[comptime] parts: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
     total: usize,
     scale: f32,
     sums_width: usize,
@@ -242,8 +241,8 @@ pub(super) fn context<E: Float, N: Size>(
     places: &[i32],
     output: &mut [Vector<E, N>],
     units: usize,
-    width: usize,
-    depth: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
     #[define(E)] _element: ElemType,
 ) {
     if ABSOLUTE_POS < units {
@@ -256,7 +255,8 @@ pub(super) fn context<E: Float, N: Size>(
 }
 
 /// The slopes at what [`context()`] was given, in head rows, and of each head row the product of its
-/// slopes and its context: the mean that the way back through softmax takes.
+/// slopes and its context: the mean that the way back through softmax takes. Lanes are at least as many as
+/// a head row has vectors.
 #[cube(launch)]
 pub(super) fn context_back<E: Float, N: Size>(
     slopes: &[Vector<E, N>],
@@ -265,22 +265,29 @@ pub(super) fn context_back<E: Float, N: Size>(
     places: &[i32],
     output: &mut [Vector<E, N>],
     means: &mut [f32],
-    units: usize,
-    heads: usize,
-    depth: usize,
+    rows: usize,
+    #[comptime] heads: usize,
+    #[comptime] depth: usize,
+    #[comptime] lanes: usize,
+    #[comptime] side: usize,
     #[define(E)] _element: ElemType,
 ) {
-    if ABSOLUTE_POS < units {
-        let head_row = head_row(places, ABSOLUTE_POS / heads, ABSOLUTE_POS % heads);
-        let inverse = Vector::<f32, N>::new(1.0f32 / sums[head_row]);
-        let mut products = Vector::<f32, N>::new(0.0f32);
-        for place in 0..depth {
-            let at = ABSOLUTE_POS * depth + place;
-            let slope = Vector::<f32, N>::cast_from(slopes[at]) * inverse;
-            products += slope * Vector::<f32, N>::cast_from(context[at]);
-            output[head_row * depth + place] = Vector::cast_from(slope);
-        }
-        means[head_row] = across(products);
+    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
+    let lane = UNIT_POS_X as usize;
+    let number = CUBE_POS * side + UNIT_POS_Y as usize;
+    // Beyond the last, the last again, which is not written.
+    let of_head = least(number, rows - 1);
+    let head_row = head_row(places, of_head / heads, of_head % heads);
+    let mut product = 0.0f32;
+    if number < rows && lane < depth {
+        let at = of_head * depth + lane;
+        let slope = Vector::<f32, N>::cast_from(slopes[at]) / Vector::new(sums[head_row]);
+        product = across(slope * Vector::<f32, N>::cast_from(context[at]));
+        output[head_row * depth + lane] = Vector::cast_from(slope);
+    }
+    let mean = over_lanes(product, &mut scratch, lanes, false);
+    if number < rows && lane == 0 {
+        means[head_row] = mean;
     }
 }
 
@@ -467,7 +474,7 @@ pub(super) fn gelu<E: Float, N: Size>(
     bias: &[Vector<f32, N>],
     output: &mut [Vector<E, N>],
     units: usize,
-    width: usize,
+    #[comptime] width: usize,
     #[define(E)] _element: ElemType,
 ) {
     if ABSOLUTE_POS < units {
@@ -486,7 +493,7 @@ pub(super) fn gelu_back<E: Float, N: Size>(
     sums: &mut [Vector<f32, N>],
     rows: usize,
     chunk: usize,
-    width: usize,
+    #[comptime] width: usize,
     sums_width: usize,
     sums_begin: usize,
     #[define(E)] _element: ElemType,
@@ -553,7 +560,7 @@ pub(super) fn add<E: Float, N: Size>(
     places: &[i32],
     output: &mut [Vector<f32, N>],
     units: usize,
-    width: usize,
+    #[comptime] width: usize,
     #[comptime] to_first: bool,
     #[define(E)] _element: ElemType,
 ) {
@@ -615,7 +622,7 @@ fn largest(one: f32, other: f32) -> f32 {
 /// What a mask, 1 for a token and 0 for padding, adds to scores.
 #[cube]
 fn added<N: Size>(mask: Vector<f32, N>) -> Vector<f32, N> {
-    (Vector::new(1.0f32) - mask) * Vector::new(UNSEEN)
+    (Vector::new(1.0f32) - mask) * Vector::new(f32::new(UNSEEN))
 }
 
 /// Φ.

@@ -20,7 +20,7 @@ pub(super) struct Goal<'a> {
     gpu: &'a Gpu<'a>,
     /// As [`super::layout::Slopes`] has them.
     slopes: CubeTensor,
-    /// Of those that are vectors, the sums of each chunk of rows.
+    /// Of those that are vectors, the sums of each chunk of rows, chunk by chunk.
     sums: CubeTensor,
     chunks: usize,
 }
@@ -34,13 +34,13 @@ impl<'a> Goal<'a> {
         let slopes = gpu.work.slopes;
         let rows = gpu.work.layout.all.rows;
         let chunks = rows.div_ceil(rows.div_ceil(CHUNKS).max(CHUNK)).max(1);
-        let sums = [chunks, slopes.length() - slopes.vectors()];
+        let sums = chunks * (slopes.length() - slopes.vectors());
         // What lies between parameters is summed with them.
         let (slopes, sums) = if slopes.has_gaps() {
-            (gpu.zeros([slopes.length()]), gpu.zeros(sums))
+            (gpu.zeros(slopes.length()), gpu.zeros(sums))
         } else {
             let slopes = gpu.empty([slopes.length()], DType::F32);
-            (slopes, gpu.empty(sums, DType::F32))
+            (slopes, gpu.empty([sums], DType::F32))
         };
         Self {
             gpu,
@@ -97,13 +97,14 @@ impl<'a> Goal<'a> {
     }
 
     pub(super) fn sums_width(&self) -> usize {
-        width(&self.sums) / self.gpu.vector
+        let slopes = self.gpu.work.slopes;
+        (slopes.length() - slopes.vectors()) / self.gpu.vector
     }
 
     /// All of them, in their places.
     pub(super) fn summed(self) -> CubeTensor {
         let gpu = self.gpu;
-        let width = width(&self.sums);
+        let width = self.sums_width() * gpu.vector;
         kernels::over_chunks::launch(
             &gpu.client,
             CubeCount::new_1d(count(width.div_ceil(LANES))),
@@ -128,9 +129,12 @@ pub(super) struct Normed {
     inverses: CubeTensor,
 }
 
-/// Lanes that share a row, and rows side by side.
+/// Lanes that share a row, at most or always, and rows side by side then.
 const LANES: usize = 32;
-const SIDE: usize = 8;
+const SIDE: usize = UNITS / LANES;
+
+/// Units of a cube.
+const UNITS: usize = 256;
 
 /// Cubes in a row, at most.
 const IN_A_ROW: usize = 1 << 15;
@@ -211,8 +215,9 @@ impl<'a> Gpu<'a> {
         )
     }
 
-    pub(super) fn zeros(&self, shape: impl Into<Shape>) -> CubeTensor {
-        burn_cubecl::ops::numeric::zeros(self.device.clone(), shape.into(), DType::F32)
+    /// A vector: of what has rows, Burn may pad these.
+    pub(super) fn zeros(&self, length: usize) -> CubeTensor {
+        burn_cubecl::ops::numeric::zeros(self.device.clone(), [length].into(), DType::F32)
     }
 
     /// In the place of what is not written.
@@ -389,10 +394,12 @@ impl<'a> Gpu<'a> {
         let [_, heads, asking, tokens] = self.score_shape(self.work.layout.blocks[number]);
         let rows = scores.meta.num_elements() / tokens;
         let vector = vector_of(tokens, mask_begin);
+        let lanes = (tokens / vector).next_power_of_two().min(LANES);
+        let side = UNITS / lanes;
         kernels::exponentials::launch(
             &self.client,
-            cubes(rows.div_ceil(SIDE)),
-            CubeDim::new_2d(count(LANES), count(SIDE)),
+            cubes(rows.div_ceil(side)),
+            CubeDim::new_2d(count(lanes), count(side)),
             vector,
             read(scores),
             read(mask),
@@ -402,8 +409,8 @@ impl<'a> Gpu<'a> {
             heads * asking,
             mask_begin / vector,
             self.asking().begins[number],
-            LANES,
-            SIDE,
+            lanes,
+            side,
             self.element(),
         );
     }
@@ -468,12 +475,14 @@ impl<'a> Gpu<'a> {
         let asking = self.asking();
         let output = self.empty([asking.total, self.depth()], self.operand);
         let means = self.empty([asking.total], DType::F32);
-        let units = asking.rows * self.work.layout.heads;
-        let (count, dim) = self.elementwise(units);
+        let rows = asking.rows * self.work.layout.heads;
+        let depth = self.depth() / self.vector;
+        let lanes = depth.next_power_of_two();
+        let side = (UNITS / lanes).max(1);
         kernels::context_back::launch(
             &self.client,
-            count,
-            dim,
+            cubes(rows.div_ceil(side)),
+            CubeDim::new_2d(count(lanes), count(side)),
             self.vector,
             read(slopes),
             read(context),
@@ -481,9 +490,11 @@ impl<'a> Gpu<'a> {
             read(&asking.on_device(slopes)),
             read(&output),
             read(&means),
-            units,
+            rows,
             self.work.layout.heads,
-            self.depth() / self.vector,
+            depth,
+            lanes,
+            side,
             self.element(),
         );
         (output, means)

@@ -242,13 +242,6 @@ pub(super) fn back(slopes: CubeTensor, tape: Tape, work: &Work) -> (CubeTensor, 
     (of_input, into.summed())
 }
 
-/// Zeros of the shapes that [`back`] gives.
-pub(super) fn nothing(like: &CubeTensor, work: &Work) -> (CubeTensor, CubeTensor) {
-    let gpu = Gpu::new(like, work);
-    let length = work.slopes.length();
-    (gpu.zeros(work.input()), gpu.zeros([length]))
-}
-
 impl Work {
     /// `[N, D]`
     pub(super) fn input(&self) -> [usize; 2] {

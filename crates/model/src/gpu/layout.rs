@@ -101,7 +101,7 @@ impl Places {
     }
 }
 
-/// Memory's end is nearer.
+/// Of head rows, 2^31 fit into no GPU.
 fn number(wide: usize) -> i32 {
     i32::try_from(wide).unwrap_or(i32::MAX)
 }

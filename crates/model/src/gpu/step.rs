@@ -53,7 +53,7 @@ pub(super) fn moved(
             step.share,
         );
     };
-    if let Some(all) = side_by_side(&parameters, step.slopes) {
+    if let Some(all) = as_one(&parameters, step.slopes) {
         put(&all, 0..length);
     } else {
         for (parameter, range) in parameters.iter().zip(ranges.clone()) {
@@ -107,7 +107,7 @@ fn in_order(weights: LayerWeights<CubeBackend>) -> [CubeTensor; 16] {
 }
 
 /// All of them as one vector, where they lie like that, as a step before this one left them.
-fn side_by_side(parameters: &[CubeTensor], slopes: Slopes) -> Option<CubeTensor> {
+fn as_one(parameters: &[CubeTensor], slopes: Slopes) -> Option<CubeTensor> {
     let first = parameters.first()?;
     let mut handle = first.handle.clone();
     (handle.offset_start, handle.offset_end) = (None, None);
