@@ -5,9 +5,9 @@
 #   benches/on_a_gpu.sh RETORT_BINARY OUT [TEST_BINARY ...]
 #
 # The binary is of `cargo build --release --features cuda`, the tests' of `cargo test --release --features
-# cuda --no-run` (parity, losses, device): their tests that end in `on_a_gpu` are run, and look for their
-# files where they were built. Python needs what benches/compare/speed.py does. `PARTS="doctor speed"` runs
-# these alone.
+# cuda --no-run` (parity, losses, device, retort_model): their tests that end in `on_a_gpu` are run, and look
+# for their files where they were built. Python needs what benches/compare/speed.py does.
+# `PARTS="doctor speed"` runs these alone.
 set -uo pipefail
 retort=$(realpath "$1") out=$(realpath -m "$2")
 shift 2
