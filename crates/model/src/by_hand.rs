@@ -5,11 +5,9 @@
 //!
 //! Shapes: `N` tokens of a batch, `D` hidden width, `E` width of the embeddings; `B` pairs of a batch.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use burn::module::{Param, ParamId};
+use burn::module::Param;
 use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
@@ -18,45 +16,7 @@ use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
 use crate::encoder::{Encoder, position_ids};
 use crate::gpu::{Layout, Work};
-
-/// The place of each parameter in a vector.
-pub(crate) type Places = Vec<(ParamId, Range<usize>)>;
-
-/// The slopes at parameters.
-#[derive(Default)]
-pub(crate) struct Slopes {
-    /// Of each by itself.
-    pub(crate) alone: HashMap<ParamId, Tensor<1>>,
-    /// Of each layer, from the last to the first, with the place of each parameter's.
-    pub(crate) of_layers: Vec<(Places, Tensor<1>)>,
-}
-
-impl Slopes {
-    fn add(&mut self, id: ParamId, slopes: Tensor<2>) {
-        let slopes = slopes.flatten(0, 1);
-        let slopes = match self.alone.remove(&id) {
-            None => slopes,
-            Some(sum) => sum + slopes,
-        };
-        self.alone.insert(id, slopes);
-    }
-
-    /// Those that several passes found.
-    pub(crate) fn plus(mut self, other: Self) -> Self {
-        for (id, slopes) in other.alone {
-            self.add(id, slopes.unsqueeze());
-        }
-        if self.of_layers.is_empty() || other.of_layers.is_empty() {
-            self.of_layers.extend(other.of_layers);
-            return self;
-        }
-        let both = self.of_layers.into_iter().zip(other.of_layers);
-        self.of_layers = both
-            .map(|((places, one), (_, other))| (places, one + other))
-            .collect();
-        self
-    }
-}
+use crate::slopes::Slopes;
 
 /// What the way back through the encoder takes.
 pub(crate) struct Tape {

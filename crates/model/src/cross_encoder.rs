@@ -79,10 +79,12 @@ impl CrossEncoder {
         self.head.device()
     }
 
+    #[cfg(feature = "gpu")]
     pub(crate) fn encoder(&self) -> &Encoder {
         &self.encoder
     }
 
+    #[cfg(feature = "gpu")]
     pub(crate) fn head(&self) -> &ClassificationHead {
         &self.head
     }

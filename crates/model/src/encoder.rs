@@ -11,7 +11,9 @@ use crate::attention::dropout;
 use crate::blocks::{Block, first, together};
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
-use crate::post_norm::{Layer, PostNorm};
+#[cfg(feature = "gpu")]
+use crate::post_norm::Layer;
+use crate::post_norm::PostNorm;
 use crate::pre_norm::PreNorm;
 
 /// Fields that an architecture lacks are none.
@@ -65,6 +67,7 @@ impl Encoder {
     }
 
     /// The layers, where they are such.
+    #[cfg(feature = "gpu")]
     pub(crate) fn post_norm(&self) -> Option<&[Layer]> {
         match &self.stack {
             Stack::PostNorm(stack) => Some(&stack.layers),

@@ -46,6 +46,7 @@ mod pass;
 mod post_norm;
 mod pre_norm;
 mod precision;
+mod slopes;
 mod trial;
 mod weight_files;
 mod weights;

@@ -210,6 +210,7 @@ impl Batch {
     }
 
     /// The same, without autodiff.
+    #[cfg(feature = "gpu")]
     pub(crate) fn inner(&self) -> Self {
         Self {
             input_ids: self.input_ids.clone().inner(),

@@ -8,9 +8,10 @@ use burn::tensor::{Gradients, Tensor};
 use crate::bundle::Bundle;
 use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::parameters::ParameterVisitor;
+use crate::slopes::Slopes;
 
 #[cfg(feature = "gpu")]
-use crate::by_hand::{Slopes, Tape};
+use crate::by_hand::Tape;
 
 /// What a batch comes to in training, with what going back takes.
 pub struct Pass {
@@ -72,19 +73,11 @@ impl CrossEncoder {
 
     /// The gradients of all parameters that have one. `gradients` are of a loss of these passes' logits.
     pub fn gradients(&self, passes: Vec<Pass>, gradients: &Gradients) -> Vec<Bundle> {
-        let mut by_id = HashMap::new();
-        let mut of_layers = Vec::new();
-        #[cfg(feature = "gpu")]
-        if let Some(slopes) = self.slopes(passes, gradients) {
-            by_id = slopes.alone;
-            of_layers = slopes.of_layers;
-        }
-        #[cfg(not(feature = "gpu"))]
-        drop(passes);
+        let Slopes { alone, of_layers } = self.slopes(passes, gradients);
         let in_layers = of_layers.iter().flat_map(|(places, _)| places);
         let mut named = Named {
             gradients,
-            by_id,
+            by_id: alone,
             names: in_layers.map(|(id, _)| (*id, String::new())).collect(),
             by_name: BTreeMap::new(),
         };
@@ -130,7 +123,7 @@ impl CrossEncoder {
 
     /// What passes by hand found, added.
     #[cfg(feature = "gpu")]
-    fn slopes(&self, passes: Vec<Pass>, gradients: &Gradients) -> Option<Slopes> {
+    fn slopes(&self, passes: Vec<Pass>, gradients: &Gradients) -> Slopes {
         use burn::module::Module;
 
         let encoder = self.encoder().valid();
@@ -138,7 +131,14 @@ impl CrossEncoder {
         let slopes = passes.filter_map(|(pooled, tape)| {
             Some(tape.back(&encoder, self.config(), pooled.grad(gradients)?))
         });
-        slopes.reduce(Slopes::plus)
+        slopes.reduce(Slopes::plus).unwrap_or_default()
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    #[expect(clippy::unused_self, reason = "as where there are GPUs")]
+    fn slopes(&self, passes: Vec<Pass>, _: &Gradients) -> Slopes {
+        drop(passes);
+        Slopes::default()
     }
 }
 

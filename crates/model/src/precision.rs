@@ -91,6 +91,7 @@ impl Precision {
     }
 
     /// As products in training give it to what comes after them.
+    #[cfg(feature = "gpu")]
     pub(crate) fn wide<const N: usize>(self, product: Tensor<N>) -> Tensor<N> {
         match self.operands() {
             Some(_) => product.cast(FloatDType::F32),
