@@ -20,6 +20,7 @@ use burn::nn::{LayerNorm, Linear};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
 
 use crate::config::ModelConfig;
 use crate::post_norm::Layer;
@@ -116,48 +117,91 @@ impl Work {
     }
 }
 
-/// A layer's parameters.
+/// A layer's parameters, in the order of [`layout::Slopes`].
 #[derive(ExtensionType)]
 #[extension_type(fusion)]
 pub(crate) struct LayerWeights<B: Backend> {
     query: FloatTensor<B>,
-    query_bias: FloatTensor<B>,
     key: FloatTensor<B>,
-    key_bias: FloatTensor<B>,
     value: FloatTensor<B>,
-    value_bias: FloatTensor<B>,
     attended: FloatTensor<B>,
-    attended_bias: FloatTensor<B>,
-    attended_scale: FloatTensor<B>,
-    attended_shift: FloatTensor<B>,
     inner: FloatTensor<B>,
-    inner_bias: FloatTensor<B>,
     outer: FloatTensor<B>,
-    outer_bias: FloatTensor<B>,
     outer_scale: FloatTensor<B>,
     outer_shift: FloatTensor<B>,
+    outer_bias: FloatTensor<B>,
+    inner_bias: FloatTensor<B>,
+    attended_scale: FloatTensor<B>,
+    attended_shift: FloatTensor<B>,
+    attended_bias: FloatTensor<B>,
+    query_bias: FloatTensor<B>,
+    key_bias: FloatTensor<B>,
+    value_bias: FloatTensor<B>,
 }
 
 impl LayerWeights<CubeBackend> {
-    fn contiguous(self) -> Self {
+    fn in_order(self) -> [CubeTensor; 16] {
+        [
+            self.query,
+            self.key,
+            self.value,
+            self.attended,
+            self.inner,
+            self.outer,
+            self.outer_scale,
+            self.outer_shift,
+            self.outer_bias,
+            self.inner_bias,
+            self.attended_scale,
+            self.attended_shift,
+            self.attended_bias,
+            self.query_bias,
+            self.key_bias,
+            self.value_bias,
+        ]
+    }
+
+    fn of_order(ordered: [CubeTensor; 16]) -> Self {
+        let [
+            query,
+            key,
+            value,
+            attended,
+            inner,
+            outer,
+            outer_scale,
+            outer_shift,
+            outer_bias,
+            inner_bias,
+            attended_scale,
+            attended_shift,
+            attended_bias,
+            query_bias,
+            key_bias,
+            value_bias,
+        ] = ordered;
         Self {
-            query: into_contiguous(self.query),
-            query_bias: into_contiguous(self.query_bias),
-            key: into_contiguous(self.key),
-            key_bias: into_contiguous(self.key_bias),
-            value: into_contiguous(self.value),
-            value_bias: into_contiguous(self.value_bias),
-            attended: into_contiguous(self.attended),
-            attended_bias: into_contiguous(self.attended_bias),
-            attended_scale: into_contiguous(self.attended_scale),
-            attended_shift: into_contiguous(self.attended_shift),
-            inner: into_contiguous(self.inner),
-            inner_bias: into_contiguous(self.inner_bias),
-            outer: into_contiguous(self.outer),
-            outer_bias: into_contiguous(self.outer_bias),
-            outer_scale: into_contiguous(self.outer_scale),
-            outer_shift: into_contiguous(self.outer_shift),
+            query,
+            key,
+            value,
+            attended,
+            inner,
+            outer,
+            outer_scale,
+            outer_shift,
+            outer_bias,
+            inner_bias,
+            attended_scale,
+            attended_shift,
+            attended_bias,
+            query_bias,
+            key_bias,
+            value_bias,
         }
+    }
+
+    fn contiguous(self) -> Self {
+        Self::of_order(self.in_order().map(into_contiguous))
     }
 }
 

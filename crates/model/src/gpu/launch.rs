@@ -86,17 +86,17 @@ impl<'a> Goal<'a> {
     }
 
     /// Rows of which each chunk has its part.
-    pub(super) fn chunk(&self, rows: usize) -> usize {
+    fn chunk(&self, rows: usize) -> usize {
         rows.div_ceil(self.chunks)
     }
 
     /// Where, among the sums of a chunk, those of a parameter are, in vectors.
-    pub(super) fn place(&self, which: usize) -> usize {
+    fn place(&self, which: usize) -> usize {
         let slopes = self.gpu.work.slopes;
         (slopes.ranges()[which].start - slopes.vectors()) / self.gpu.vector
     }
 
-    pub(super) fn sums_width(&self) -> usize {
+    fn sums_width(&self) -> usize {
         let slopes = self.gpu.work.slopes;
         (slopes.length() - slopes.vectors()) / self.gpu.vector
     }
@@ -152,15 +152,12 @@ pub(super) struct Gpu<'a> {
 impl<'a> Gpu<'a> {
     pub(super) fn new(like: &CubeTensor, work: &'a Work) -> Self {
         let depth = work.slopes.width / work.layout.heads;
-        let fits = |vector: &usize| {
-            depth.is_multiple_of(*vector) && work.slopes.inner.is_multiple_of(*vector)
-        };
         Self {
             client: like.client.clone(),
             device: like.device.clone(),
             work,
             operand: work.operand,
-            vector: [4, 2].into_iter().find(fits).unwrap_or(1),
+            vector: vector_of(depth, work.slopes.inner),
         }
     }
 
@@ -195,7 +192,7 @@ impl<'a> Gpu<'a> {
         self.operand != DType::F32
     }
 
-    pub(super) fn element(&self) -> ElemType {
+    fn element(&self) -> ElemType {
         ElemType::Float(match self.operand {
             DType::BF16 => FloatKind::BF16,
             DType::F16 => FloatKind::F16,
@@ -216,12 +213,12 @@ impl<'a> Gpu<'a> {
     }
 
     /// A vector: of what has rows, Burn may pad these.
-    pub(super) fn zeros(&self, length: usize) -> CubeTensor {
+    fn zeros(&self, length: usize) -> CubeTensor {
         burn_cubecl::ops::numeric::zeros(self.device.clone(), [length].into(), DType::F32)
     }
 
     /// In the place of what is not written.
-    pub(super) fn none(&self) -> CubeTensor {
+    fn none(&self) -> CubeTensor {
         self.empty([4], DType::F32)
     }
 
@@ -677,13 +674,13 @@ impl<'a> Gpu<'a> {
         output
     }
 
-    pub(super) fn elementwise(&self, units: usize) -> (CubeCount, CubeDim) {
+    fn elementwise(&self, units: usize) -> (CubeCount, CubeDim) {
         let dim = CubeDim::new(&self.client, units);
         (calculate_cube_count_elemwise(&self.client, units, dim), dim)
     }
 
     /// A unit a column, in vectors, and chunk of rows.
-    pub(super) fn by_columns(&self, width: usize, into: &Goal) -> CubeCount {
+    fn by_columns(&self, width: usize, into: &Goal) -> CubeCount {
         let columns = (width / self.vector).div_ceil(COLUMNS);
         CubeCount::new_2d(count(columns), count(into.chunks))
     }
@@ -702,9 +699,9 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// Numbers that are read at once of rows of so many, from there on.
-pub(super) fn vector_of(tokens: usize, begin: usize) -> usize {
-    let fits = |vector: &usize| tokens.is_multiple_of(*vector) && begin.is_multiple_of(*vector);
+/// How many numbers are read at once, where what is read comes in multiples of both.
+pub(super) fn vector_of(one: usize, other: usize) -> usize {
+    let fits = |vector: &usize| one.is_multiple_of(*vector) && other.is_multiple_of(*vector);
     [4, 2].into_iter().find(fits).unwrap_or(1)
 }
 

@@ -113,7 +113,7 @@ pub(super) struct Slopes {
     pub(super) inner: usize,
 }
 
-/// Which is where, in the order of memory.
+/// Which is where, in the order of memory; the last is the bias of values.
 pub(super) const QUERY: usize = 0;
 pub(super) const KEY: usize = 1;
 pub(super) const VALUE: usize = 2;
@@ -129,7 +129,6 @@ pub(super) const ATTENDED_SHIFT: usize = 11;
 pub(super) const ATTENDED_BIAS: usize = 12;
 pub(super) const QUERY_BIAS: usize = 13;
 pub(super) const KEY_BIAS: usize = 14;
-pub(super) const VALUE_BIAS: usize = 15;
 
 impl Slopes {
     pub(super) fn new(width: usize, inner: usize) -> Self {

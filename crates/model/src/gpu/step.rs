@@ -1,5 +1,6 @@
 //! A step of a layer's parameters.
 
+use std::array;
 use std::ops::Range;
 
 use burn::cubecl::calculate_cube_count_elemwise;
@@ -11,10 +12,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::{read, vector_of, view};
-use super::layout::{
-    ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, INNER_BIAS, KEY, KEY_BIAS,
-    OUTER, OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, Slopes, VALUE, VALUE_BIAS,
-};
+use super::layout::Slopes;
 use super::{LayerWeights, Step, kernels};
 
 /// A layer's parameters after a step, side by side in memory: so they are one input of the next one.
@@ -23,7 +21,7 @@ pub(super) fn moved(
     direction: CubeTensor,
     step: Step,
 ) -> LayerWeights<CubeBackend> {
-    let parameters = in_order(weights.contiguous());
+    let parameters = weights.contiguous().in_order();
     let direction = into_contiguous(direction);
     let (client, length) = (direction.client.clone(), step.slopes.length());
     let output = CubeTensor::new_contiguous(
@@ -60,50 +58,10 @@ pub(super) fn moved(
             put(parameter, range);
         }
     }
-    let of = |which: usize| {
+    LayerWeights::of_order(array::from_fn(|which| {
         let shape = parameters[which].meta.shape().clone();
         view(&output, ranges[which].start, shape)
-    };
-    LayerWeights {
-        query: of(QUERY),
-        query_bias: of(QUERY_BIAS),
-        key: of(KEY),
-        key_bias: of(KEY_BIAS),
-        value: of(VALUE),
-        value_bias: of(VALUE_BIAS),
-        attended: of(ATTENDED),
-        attended_bias: of(ATTENDED_BIAS),
-        attended_scale: of(ATTENDED_SCALE),
-        attended_shift: of(ATTENDED_SHIFT),
-        inner: of(INNER),
-        inner_bias: of(INNER_BIAS),
-        outer: of(OUTER),
-        outer_bias: of(OUTER_BIAS),
-        outer_scale: of(OUTER_SCALE),
-        outer_shift: of(OUTER_SHIFT),
-    }
-}
-
-/// As [`super::layout::Slopes`] has them.
-fn in_order(weights: LayerWeights<CubeBackend>) -> [CubeTensor; 16] {
-    [
-        weights.query,
-        weights.key,
-        weights.value,
-        weights.attended,
-        weights.inner,
-        weights.outer,
-        weights.outer_scale,
-        weights.outer_shift,
-        weights.outer_bias,
-        weights.inner_bias,
-        weights.attended_scale,
-        weights.attended_shift,
-        weights.attended_bias,
-        weights.query_bias,
-        weights.key_bias,
-        weights.value_bias,
-    ]
+    }))
 }
 
 /// All of them as one vector, where they lie like that, as a step before this one left them.
