@@ -101,6 +101,7 @@ fn of_model(error: &ModelError) -> u8 {
         | ModelError::DeviceNotBuilt { .. }
         | ModelError::DeviceNotFound { .. }
         | ModelError::DeviceNotOpened { .. }
+        | ModelError::OldDriver { .. }
         | ModelError::TooFewDevices { .. }
         | ModelError::NoLibdevice
         | ModelError::OutOfMemory { .. }

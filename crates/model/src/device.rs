@@ -165,15 +165,57 @@ fn cuda() -> Result<(Device, String)> {
     let device = Device::cuda(0);
     opened("cuda", "CUDA", &device, || {
         if Device::enumerate(DeviceType::Cuda).is_empty() {
-            let hint =
-                "it takes an NVIDIA GPU and a driver of CUDA 11.4 or newer (nvidia-smi shows both)";
-            return Err(Error::DeviceNotFound {
-                device: "cuda",
-                hint,
+            return Err(without_cuda(&device));
+        }
+        let about = burn::cubecl::Device::cuda(0).ok();
+        let about = about.and_then(|device| device.description());
+        let about = about.and_then(|about| Some((about.architecture?, about.driver_version?)));
+        if let Some((architecture, driver)) = about
+            && let Some(least) = is_too_old(&architecture, &driver)
+        {
+            return Err(Error::OldDriver {
+                architecture,
+                driver,
+                least,
             });
         }
         Ok(device.clone())
     })
+}
+
+/// Why there is no GPU: none, or a driver that does not begin.
+#[cfg(feature = "cuda")]
+fn without_cuda(device: &Device) -> Error {
+    match guard(device, || Ok::<_, Error>(device.identity())) {
+        Err(Error::Device { said })
+            if !said.contains("CUDA_ERROR_NO_DEVICE") && !said.contains("dynamically load") =>
+        {
+            Error::Device { said }
+        }
+        _ => Error::DeviceNotFound {
+            device: "cuda",
+            hint: "it takes an NVIDIA GPU and a driver of CUDA 11.4 or newer (nvidia-smi shows both)",
+        },
+    }
+}
+
+/// The first CUDA whose driver loads what is compiled for an architecture, `sm_90`, where this one's is
+/// older. LLVM ends the process where it is told to write for both.
+#[cfg(any(feature = "cuda", test))]
+fn is_too_old(architecture: &str, driver: &str) -> Option<&'static str> {
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let sm: u32 = digits(architecture).parse().ok()?;
+    let (least, major, minor) = match sm {
+        ..88 => ("11.4", 11, 4),
+        88..90 => ("11.8", 11, 8),
+        90..100 => ("12.0", 12, 0),
+        100..103 | 120 => ("12.8", 12, 8),
+        110..120 => ("13.0", 13, 0),
+        _ => ("12.9", 12, 9),
+    };
+    let (has, rest) = driver.split_once('.')?;
+    let has: (u32, u32) = (has.parse().ok()?, rest.parse().ok()?);
+    (has < (major, minor)).then_some(least)
 }
 
 #[cfg(feature = "cuda")]
@@ -291,6 +333,27 @@ mod tests {
     fn auto_always_finds_a_device() {
         let (_, why) = choose(DeviceChoice::Auto).unwrap();
         assert!(!why.is_empty());
+    }
+
+    #[test]
+    fn an_architecture_takes_a_driver_that_knows_it() {
+        for (architecture, driver, least) in [
+            ("sm_75", "11.4", None),
+            ("sm_80", "10.2", Some("11.4")),
+            ("sm_89", "11.7", Some("11.8")),
+            ("sm_90", "11.8", Some("12.0")),
+            ("sm_90a", "12.0", None),
+            ("sm_120", "12.8", None),
+            ("sm_121", "12.8", Some("12.9")),
+            // What is not known is not refused.
+            ("gfx90a", "", None),
+        ] {
+            assert_eq!(
+                is_too_old(architecture, driver),
+                least,
+                "{architecture} {driver}"
+            );
+        }
     }
 
     #[test]

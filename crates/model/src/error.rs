@@ -304,6 +304,20 @@ pub enum Error {
         said: String,
     },
 
+    /// A driver of CUDA that is older than the GPU takes.
+    #[error(
+        "the GPU's driver is of CUDA {driver}, and {architecture} takes one of CUDA {least} or newer: update it, \
+         or choose another device"
+    )]
+    OldDriver {
+        /// The GPU's, as LLVM names it.
+        architecture: String,
+        /// The CUDA of the driver that is there.
+        driver: String,
+        /// The first that would do.
+        least: &'static str,
+    },
+
     /// Fewer devices are there than were asked for.
     #[error("{wanted} devices were asked for, and of the chosen kind there are {found}")]
     TooFewDevices {
