@@ -54,6 +54,26 @@ test:
     else
         cargo test --workspace --locked
     fi
+    # What `test-cuda` runs on.
+    cargo test --locked --manifest-path cuda-stand-in/Cargo.toml \
+        --target-dir "${CARGO_TARGET_DIR:-$PWD/target}/stand-in"
+
+# the tests that end in on_a_gpu, of the CUDA build on a driver that imitates a GPU (cuda-stand-in): takes LLVM
+[group('check')]
+test-cuda names="on_a_gpu":
+    #!/usr/bin/env sh
+    set -eu
+    folder=${CARGO_TARGET_DIR:-$PWD/target}/stand-in
+    cargo build --release --locked --manifest-path cuda-stand-in/Cargo.toml --target-dir "$folder"
+    # What Burn's kernels take of CUDA.
+    [ -e "$folder/nvidia" ] || python3 -m pip install --quiet --no-deps --target "$folder" nvidia-nvvm==13.5.37
+    cargo test --release --locked --features cuda --workspace --lib --tests --no-run
+    export LD_LIBRARY_PATH="$folder/release" CUDA_PATH="$folder/nvidia/cu13" RETORT_CACHE="$folder/cache"
+    export RETORT_TEST_GPU=cuda RETORT_REQUIRE_GPU=1 CUBECL_AUTOTUNE_LEVEL=minimal
+    # Those of crates/model/src/gpu/kernels.rs.
+    export STAND_IN_RACES="side_by_side apart pick to_heads out_of_heads exponentials context add_and_norm \
+        norm_back gelu over_chunks add_e moved"
+    cargo test --release --locked --features cuda --workspace --lib --tests -- --test-threads 1 '{{ names }}'
 
 # an export in sentence-transformers 5 and 6, the base model in PyTorch; they are installed first
 [group('check')]
@@ -74,6 +94,7 @@ test-interop:
 [group('check')]
 lint:
     cargo fmt --all --check
+    cargo fmt --check --manifest-path cuda-stand-in/Cargo.toml
     cargo clippy --workspace --all-targets --features '{{ features }}' --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items \
         --features '{{ features }}' --locked

@@ -203,7 +203,11 @@ fn without_cuda(device: &Device) -> Error {
 /// older. LLVM ends the process where it is told to write for both.
 #[cfg(any(feature = "cuda", test))]
 fn is_too_old(architecture: &str, driver: &str) -> Option<&'static str> {
-    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let digits = |text: &str| {
+        text.chars()
+            .filter(char::is_ascii_digit)
+            .collect::<String>()
+    };
     let sm: u32 = digits(architecture).parse().ok()?;
     let (least, major, minor) = match sm {
         ..88 => ("11.4", 11, 4),
