@@ -2,13 +2,14 @@
 CrossEncoderTrainer and with a tuned PyTorch loop, in turns, and prints what each makes a second.
 
     benches/compare/speed.py RETORT_BINARY [--device cuda] [--models minilm bert-base] [--pairs 19200]
-                             [--rounds 3] [--step 64] [--precision bf16] [--keep FOLDER]
+                             [--rounds 3] [--step 64] [--precision bf16] [--fused]
+                             [--keep FOLDER]
 
 The weights and the vocabulary are drawn by chance, so nothing is fetched. The lengths of pairs are those
 of real search logs: log-normal, the median about 60 tokens, none above 512. A step is so many pairs,
 eight documents a query. The tuned loop has `torch.compile`, scaled-dot-product attention, a fused AdamW
 and pairs sorted by length in blocks of 32 steps; both of PyTorch's compute in bf16 on CUDA, as Retort
-does. On a GPU, Retort trains with fused attention as well. Rates are by the wall clock, Retort's reading of
+does. `--fused` has Retort train with fused attention as well. Rates are by the wall clock, Retort's reading of
 pairs and all, without the first steps, which compile and tune. The first is shown by itself: Retort's from
 the start of the command, in the first round with no kernels kept from earlier ones, then with them; the
 others' from when the model is loaded. What is trained on and with stays in `--keep`, for benches/kernels.py.
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", type=int, default=64)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--fused", action="store_true")
     parser.add_argument("--keep", type=lambda path: Path(path).resolve())
     arguments = parser.parse_args()
     card = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
@@ -310,7 +312,7 @@ def main() -> None:
             os.environ["RETORT_CACHE"] = f"{folder}/cache"
             job = Job(arguments, name, pairs, (arguments.keep or Path(folder)) / name)
             trainers = {"Retort": job.by_retort, "CrossEncoderTrainer": job.by_trainer, "loop": job.by_loop}
-            if arguments.device != "cpu":
+            if arguments.fused:
                 trainers["Retort, fused attention"] = lambda: job.by_retort("fused")
             made = {trainer: [] for trainer in trainers}
             for _ in range(arguments.rounds):

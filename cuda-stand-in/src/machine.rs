@@ -601,6 +601,8 @@ impl Warp {
                     let mut holds = match (compare, from) {
                         (Compare::Lt, Ty::U(32)) => (one[lane] as u32) < other[lane] as u32,
                         (Compare::Ge, Ty::U(32)) => (one[lane] as u32) >= other[lane] as u32,
+                        (Compare::Eq, Ty::B(32)) => one[lane] as u32 == other[lane] as u32,
+                        (Compare::Ne, Ty::B(32)) => one[lane] as u32 != other[lane] as u32,
                         _ => number::compares(*compare, *unordered, from, one[lane], other[lane]),
                     };
                     if let Some(with) = with {
@@ -737,17 +739,19 @@ impl Warp {
                         return Err(format!("a misaligned tile, {:x}", targets[lane]));
                     }
                     let place: Vec<i64> = places.iter().map(|side| i64::from(side[lane] as i32)).collect();
-                    let bytes = map.element;
-                    for (to, from) in map.tile(targets[lane], &place) {
-                        let mut copied = [0u8; 8];
-                        if let Some(from) = from {
-                            let source = self.place(common, lane, Space::Global, from, bytes, Touch::Read)?;
+                    if place[0] < 0 {
+                        return Err("a tile that begins before its rows".into());
+                    }
+                    for (to, from, bytes) in map.tile(targets[lane], &place) {
+                        let mut copied = [0u8; 16];
+                        if bytes > 0 {
+                            let source = held(from, bytes)?;
                             // SAFETY: as above.
                             unsafe { std::ptr::copy_nonoverlapping(source, copied.as_mut_ptr(), bytes) };
                         }
-                        let target = self.place(common, lane, Space::Shared, to, bytes, Touch::Atomic)?;
+                        let target = self.place(common, lane, Space::Shared, to, 16, Touch::Atomic)?;
                         // SAFETY: as above.
-                        unsafe { std::ptr::copy_nonoverlapping(copied.as_ptr(), target, bytes) };
+                        unsafe { std::ptr::copy_nonoverlapping(copied.as_ptr(), target, 16) };
                     }
                     let bytes = map.bytes() as i32;
                     self.change(common, lane, barriers[lane], |barrier| {
@@ -766,12 +770,13 @@ impl Warp {
                     // SAFETY: as above.
                     let map = tensor::found(unsafe { taken(map, 8) }).ok_or("what is no map of a tensor")?;
                     let place: Vec<i64> = places.iter().map(|side| i64::from(side[lane] as i32)).collect();
-                    for (from, to) in map.tile(sources[lane], &place) {
-                        let Some(to) = to else { continue };
-                        let source = self.place(common, lane, Space::Shared, from, map.element, Touch::Read)?;
-                        let target = self.place(common, lane, Space::Global, to, map.element, Touch::Write)?;
-                        // SAFETY: as above.
-                        unsafe { std::ptr::copy_nonoverlapping(source, target, map.element) };
+                    for (from, to, bytes) in map.tile(sources[lane], &place) {
+                        if bytes > 0 {
+                            let source = self.place(common, lane, Space::Shared, from, 16, Touch::Read)?;
+                            let target = held(to, bytes)?;
+                            // SAFETY: as above.
+                            unsafe { std::ptr::copy_nonoverlapping(source, target, bytes) };
+                        }
                     }
                 }
                 return Ok(());
@@ -1406,6 +1411,15 @@ fn product(a: &[f32], b: &[f32], c: &mut [f32], m: usize, n: usize, k: usize) {
                 c[row * n + column] += factor * b[along * n + column];
             }
         }
+    }
+}
+
+/// Bytes of the device's, wherever they begin.
+fn held(address: u64, bytes: usize) -> Result<*mut u8, String> {
+    if memory::has(address, bytes) {
+        Ok(address as *mut u8)
+    } else {
+        Err(format!("an illegal address: {bytes} bytes at {address:x}"))
     }
 }
 

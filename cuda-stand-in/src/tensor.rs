@@ -57,29 +57,35 @@ impl Map {
         self.tile.iter().product::<u32>() as usize * self.element
     }
 
-    /// Of each element of the tile at a place: where it goes, from `begin` on, and where it is, if it is there.
-    pub fn tile(&self, begin: u64, place: &[i64]) -> Vec<(u64, Option<u64>)> {
-        let count = self.bytes() / self.element;
-        (0..count)
+    /// Of each 16 bytes of the tile at a place: where they go, from `begin` on, where they are, and how many
+    /// of them are there.
+    pub fn tile(&self, begin: u64, place: &[i64]) -> Vec<(u64, u64, usize)> {
+        let piece = 16 / self.element;
+        (0..self.bytes() / 16)
             .map(|number| {
-                let mut rest = number;
-                let mut from = Some(self.address);
+                let mut rest = number * piece;
+                let (mut from, mut there) = (self.address as i64, piece as i64);
                 for (side, first) in place.iter().enumerate() {
                     let at = first + (rest % self.tile[side] as usize) as i64;
                     rest /= self.tile[side] as usize;
-                    let stride = if side == 0 { self.element as u64 } else { self.strides[side - 1] };
-                    let is_there = (0..self.sizes[side] as i64).contains(&at);
-                    from = from.filter(|_| is_there).map(|from| from + at as u64 * stride);
+                    let left = self.sizes[side] as i64 - at;
+                    if side == 0 {
+                        from += at * self.element as i64;
+                        there = if at < 0 { 0 } else { left.clamp(0, there) };
+                    } else {
+                        from += at * self.strides[side - 1] as i64;
+                        there = if at < 0 || left <= 0 { 0 } else { there };
+                    }
                 }
-                let to = begin + (number * self.element) as u64;
-                // The place within 16 bytes stays; which 16 of a row changes with the row.
+                let to = begin + (number * 16) as u64;
+                // Which 16 of a row they are changes with the row.
                 let bits = match self.swizzle {
                     128 => to >> 3 & 0x70,
                     64 => to >> 3 & 0x30,
                     32 => to >> 3 & 0x10,
                     _ => 0,
                 };
-                (to ^ bits, from)
+                (to ^ bits, from as u64, there as usize * self.element)
             })
             .collect()
     }

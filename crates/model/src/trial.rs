@@ -39,7 +39,7 @@ const MOST: f64 = 1e-4;
 /// # Errors
 /// A device that fails, or computes something else.
 pub fn try_out(device: &Device) -> Result<Trial> {
-    let trial = compare(device, &config(), CrossEncoder::batch)?;
+    let trial = compare(device, &config(), 1, CrossEncoder::batch)?;
     // Not a number is no better than far off.
     if trial.of_logits <= MOST && trial.of_gradients <= MOST {
         Ok(trial)
@@ -54,18 +54,19 @@ pub fn try_out(device: &Device) -> Result<Trial> {
     }
 }
 
-/// How far a device is from the CPU with such a model, drawn by chance.
+/// How far a device is from the CPU with such a model, drawn by chance, and so many times four pairs.
 pub(crate) fn compare(
     device: &Device,
     config: &ModelConfig,
+    times: usize,
     batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
 ) -> Result<Trial> {
     let started = Instant::now();
     let there = guard(device, || {
-        passes(&device.clone().autodiff(), config, &batch)
+        passes(&device.clone().autodiff(), config, times, &batch)
     })?;
     let took = started.elapsed();
-    let here = passes(&Device::flex().autodiff(), config, &batch)?;
+    let here = passes(&Device::flex().autodiff(), config, times, &batch)?;
     let differences = there.logits.iter().zip(&here.logits);
     // In this order, what is not a number is larger than any.
     let of_logits = differences
@@ -98,15 +99,17 @@ struct Passed {
 fn passes(
     device: &Device,
     config: &ModelConfig,
+    times: usize,
     batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
 ) -> Result<Passed> {
     let skeleton = CrossEncoder::skeleton(config, device);
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
-    let inputs: Vec<Encoded> = [24, 17, 9, 5].map(|tokens| input(tokens, config)).into();
-    let inputs: Vec<&Encoded> = inputs.iter().collect();
+    let inputs = [24, 17, 9, 5].map(|tokens| input(tokens, config));
+    let inputs: Vec<&Encoded> = inputs.iter().cycle().take(4 * times).collect();
     let pass = model.pass(&batch(&model, &inputs));
     let logits = pass.logits.clone();
-    let weights = Tensor::<1>::from_floats([1.0, -0.5, 0.25, 2.0], device);
+    let weights = [1.0_f32, -0.5, 0.25, 2.0].repeat(times);
+    let weights = Tensor::<1>::from_floats(weights.as_slice(), device);
     let gradients = (logits.clone() * weights).sum().backward();
     let gradients = model.gradients(vec![pass], &gradients).into_iter();
     let gradients = gradients.flat_map(Bundle::apart);
@@ -181,7 +184,7 @@ mod tests {
     fn logits_differ_and_all_parameters_have_gradients() {
         let device = Device::flex().autodiff();
         let batch = |model: &CrossEncoder, inputs: &[&Encoded]| model.batch(inputs);
-        let passed = passes(&device, &config(), batch).unwrap();
+        let passed = passes(&device, &config(), 1, batch).unwrap();
         let (least, most) = (passed.logits.iter())
             .fold((f32::MAX, f32::MIN), |(least, most), one| {
                 (least.min(*one), most.max(*one))
