@@ -1,12 +1,13 @@
 //! A stand-in for NVIDIA's driver, for machines without a GPU: the `libcuda.so` of a device that the CPU
 //! imitates. It is told what to be by the environment, and found by `LD_LIBRARY_PATH`.
 //!
-//! Kernels are run as their PTX says, thread by thread, warps in step. What ends a GPU's context ends this
-//! one's, with a word on stderr: addresses that are not the device's or not aligned, barriers that some
-//! threads miss, maps of tensors that a driver refuses. What a GPU only does wrong now and then, two threads
-//! at one place without a barrier between them, does so in kernels whose names have a word of
-//! `STAND_IN_RACES`. Instructions that are not known here are refused when a kernel is loaded: those of
-//! Hopper's groups of warps (`wgmma`) are.
+//! Kernels are run as their PTX says, thread by thread, warps in step; CUDA's flushing of what is nearly 0 is
+//! left out. What ends a GPU's context ends this one's, with a word on stderr: addresses that are not the
+//! device's or not aligned, threads that wait for others that are elsewhere; and maps of tensors that a
+//! driver refuses are refused. What a GPU only does wrong now and then, two threads at one place without a
+//! `bar.sync` between them, does so in kernels whose names have a word of `STAND_IN_RACES`, as does a barrier
+//! that some threads have ended before. Instructions that are not known here are refused when a kernel is
+//! loaded.
 //!
 //! | variable | what it is |
 //! |---|---|
@@ -15,6 +16,7 @@
 //! | `STAND_IN_DEVICES` | how many GPUs there are, 1 |
 //! | `STAND_IN_MEMORY` | bytes of memory of them all, 149 GiB |
 //! | `STAND_IN_RUN` | 0: kernels are counted and not run; what is timed is made up |
+//! | `STAND_IN_POISON` | 0: new memory is zeros, and not what is no number; blocks of 64 MiB always are |
 //! | `STAND_IN_RACES` | words of names of kernels in which races are looked for |
 //! | `STAND_IN_FAIL` | `NAME:TIMES:CODE`: from so many calls of that name on, it fails with that code |
 //! | `STAND_IN_PTX` | a folder for the PTX of all kernels |
@@ -194,12 +196,20 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, _
         12 => 65536,
         16 => 132,
         38 => 50 << 20,
-        39 => 2048,
+        39 => {
+            if matches!(sm, 86 | 89 | 120..) {
+                1536
+            } else {
+                2048
+            }
+        }
         75 => (sm / 10) as i32,
         76 => (sm % 10) as i32,
         81 => 233_472,
         97 => match sm {
+            120.. => 101_376,
             90.. => 232_448,
+            86 | 89 => 101_376,
             80..90 => 166_912,
             75..80 => 65536,
             _ => 98304,
@@ -695,6 +705,11 @@ pub unsafe extern "C" fn cuLaunchKernel(
     let (blocks, threads) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
     let in_block: u64 = threads.iter().map(|side| u64::from(*side)).product();
     if blocks.contains(&0) || !(1..=1024).contains(&in_block) || grid_y > 65535 || grid_z > 65535 || block_z > 64 {
+        return INVALID_VALUE;
+    }
+    let mut shared = 0;
+    unsafe { cuDeviceGetAttribute(&raw mut shared, 97, 0) };
+    if dynamic as usize + kernel.shared > shared as usize {
         return INVALID_VALUE;
     }
     if kernel.threads.is_some_and(|wanted| wanted != threads) {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::memory;
 use crate::number;
 use crate::ptx::{
-    Atomic, Compare, DYNAMIC, Instruction, Kernel, LOCAL, Op, Operand, PARAMETERS, SHARED, Shuffle, Space, Special,
-    Two, Ty, Vote, Which,
+    Atomic, Compare, Instruction, Kernel, LOCAL, Op, Operand, PARAMETERS, SHARED, Shuffle, Space, Special, Two, Ty,
+    Vote, Which,
 };
 use crate::tensor;
 
@@ -24,7 +24,7 @@ pub struct Start<'a> {
     pub races: bool,
 }
 
-/// Instructions of a thread's that are taken for endless.
+/// Instructions of a block's warps that are taken for endless.
 const MOST: u64 = 2_000_000_000;
 
 /// Numbers of a warp, one a lane.
@@ -87,6 +87,8 @@ struct Touched {
     reader: Option<(u32, u32, u32)>,
     /// Several of the epoch read.
     several: bool,
+    /// Several blocks did.
+    blocks: bool,
     atomic: bool,
     /// Read as what no thread writes.
     constant: bool,
@@ -168,7 +170,7 @@ impl<'a> Block<'a> {
         self.common.number = number as u32;
         self.common.epoch += 1;
         self.common.shared.clear();
-        self.common.shared.resize(start.kernel.shared.next_multiple_of(128) + start.dynamic, 0xff);
+        self.common.shared.resize(start.kernel.shared + start.dynamic, 0xff);
         self.common.seen_shared.clear();
         self.left = MOST;
         for warp in &mut self.warps {
@@ -184,15 +186,16 @@ impl<'a> Block<'a> {
             if goes_on {
                 continue;
             }
-            // All have ended or are at a barrier.
+            // All have ended or are at a barrier, which is known by its number.
+            let number = |at: u32| start.kernel.instructions[at as usize].of.first().copied();
             let mut place = None;
             let mut ended = 0;
             for warp in &self.warps {
                 for lane in 0..warp.lanes {
                     match warp.waits[lane] {
                         Waits::Ended => ended += 1,
-                        _ if place.is_none() => place = Some(warp.at[lane]),
-                        _ if place == Some(warp.at[lane]) => {}
+                        _ if place.is_none() => place = Some(number(warp.at[lane])),
+                        _ if place == Some(number(warp.at[lane])) => {}
                         _ => return Err("threads are at two barriers".into()),
                     }
                 }
@@ -524,6 +527,14 @@ impl Warp {
                     for lane in 0..32 {
                         values[lane] = number::two(*two, ty, values[lane], third[lane], *nan, *saturate);
                     }
+                }
+            }
+            Op::MulAddTo(round) => {
+                let float = |bits: u64| f64::from(f32::from_bits(bits as u32));
+                let (one, other, third) = (get(0), get(1), get(2));
+                for lane in 0..32 {
+                    let value = float(one[lane]).mul_add(float(other[lane]), float(third[lane]));
+                    values[lane] = u64::from(number::directed(value, *round).to_bits());
                 }
             }
             Op::MulAdd(what, relu) => {
@@ -869,8 +880,6 @@ impl Warp {
         };
         match space {
             Space::Shared => {
-                let declared = common.start.kernel.shared.next_multiple_of(128) as u64;
-                let address = if address >= DYNAMIC { address - DYNAMIC + declared } else { address };
                 if common.start.races {
                     common.meets(thread, false, address, bytes, touch)?;
                 }
@@ -881,6 +890,7 @@ impl Warp {
                 let local = &mut common.local[thread * size..][..size];
                 within(local.as_mut_ptr(), size, address)
             }
+            Space::Parameter if matches!(touch, Touch::Write | Touch::Atomic) => Err("parameters are written".into()),
             Space::Parameter => {
                 let parameters = &common.start.parameters;
                 within(parameters.as_ptr().cast_mut(), parameters.len(), address)
@@ -1201,6 +1211,7 @@ impl Warp {
             }
             Op::Group { n, types } => {
                 whole()?;
+
                 let [of_d, of_a, of_b] = types;
                 let n = *n;
                 let bytes = of_a.bits() as usize / 8;
@@ -1278,8 +1289,8 @@ impl Common<'_> {
             who.is_some_and(|who| (who.0 != me.0 || who.2 == me.2) && (who.0, who.1) != (me.0, me.1))
         };
         let seen = if global { &mut self.seen_global } else { &mut self.seen_shared };
-        for granule in address / 2..=(address + bytes as u64 - 1) / 2 {
-            let place = seen.entry(granule).or_default();
+        for byte in address..address + bytes as u64 {
+            let place = seen.entry(byte).or_default();
             let written = place.writer.is_some();
             match touch {
                 Touch::Atomic => {
@@ -1291,18 +1302,21 @@ impl Common<'_> {
                 }
                 Touch::Write => {
                     let several = place.several && place.reader.is_some_and(|who| who.0 != me.0 || who.2 == me.2);
-                    if other(place.writer) || other(place.reader) || place.constant || several {
+                    if other(place.writer) || other(place.reader) || place.constant || place.blocks || several {
                         return Err(format!(
                             "two threads at {address:x}: {me:?} writes; {:?} wrote, {:?} read",
                             place.writer, place.reader
                         ));
                     }
                     place.writer = Some(me);
+                    place.atomic = false;
                 }
                 Touch::Read | Touch::ReadConstant => {
                     if other(place.writer) || (touch == Touch::ReadConstant && written) {
                         return Err(format!("two threads at {address:x}: {me:?} reads, {:?} wrote", place.writer));
                     }
+                    place.atomic = false;
+                    place.blocks |= place.reader.is_some_and(|who| who.0 != me.0);
                     place.constant |= touch == Touch::ReadConstant;
                     let same = place.reader.is_some_and(|who| (who.0, who.2) == (me.0, me.2));
                     place.several = (place.several && same) || other(place.reader);
@@ -1349,7 +1363,7 @@ impl Descriptor {
             }
         };
         let at = self.begin + within;
-        DYNAMIC + (at ^ (at >> 3 & self.swizzle.saturating_sub(16) & 0x70))
+        at ^ (at >> 3 & self.swizzle.saturating_sub(16) & 0x70)
     }
 }
 

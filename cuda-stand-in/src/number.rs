@@ -237,6 +237,24 @@ pub fn mul_add(what: Two, ty: Ty, one: u64, other: u64, third: u64, relu: bool) 
     if relu && float(ty, value) < 0.0 { 0 } else { value }
 }
 
+/// A number of 32 bits on that side of it.
+pub fn directed(value: f64, round: Round) -> f32 {
+    let near = value as f32;
+    let off = f64::from(near) - value;
+    match round {
+        Round::Up if off < 0.0 => near.next_up(),
+        Round::Down if off > 0.0 => near.next_down(),
+        Round::Zero if off * value.signum() > 0.0 => {
+            if value > 0.0 {
+                near.next_down()
+            } else {
+                near.next_up()
+            }
+        }
+        _ => near,
+    }
+}
+
 pub fn one(what: One, ty: Ty, bits: u64) -> u64 {
     if matches!(ty, Ty::F16x2 | Ty::BF16x2) {
         return halves(ty, |ty, at| one(what, ty, bits >> at & 0xffff));
@@ -341,20 +359,14 @@ pub fn convert(to: Ty, from: Ty, bits: u64, round: Round, whole: bool, saturate:
                 Ty::F16 => u64::from(to_f16(value, round)),
                 Ty::BF16 => u64::from(to_bf16(value as f32, round)),
                 // To the nearest, ties away from zero.
+                Ty::TF32 if value.is_nan() => 0x7fff_ffff,
                 Ty::TF32 => u64::from((value as f32).to_bits().wrapping_add(0x1000) & !0x1fff),
-                Ty::F32 if from == Ty::F64 && round == Round::Zero => {
-                    let near = value as f32;
-                    let over = f64::from(near).abs() > value.abs();
-                    u64::from(if over { near.to_bits() - 1 } else { near.to_bits() })
-                }
+                Ty::F32 => u64::from(directed(value, round).to_bits()),
                 _ => of_float(to, value),
             };
         }
         if value.is_nan() {
-            return match to.bits() {
-                64 => 1 << 63,
-                _ => 0,
-            };
+            return if from == Ty::F64 || to.bits() == 64 { 1 << (to.bits() - 1) } else { 0 };
         }
         return match to {
             Ty::S(8) => value as i8 as u8 as u64,

@@ -237,6 +237,8 @@ pub enum Op {
     },
     /// Of integers, the low half, the high half, or all of it.
     MulAdd(Two, bool),
+    /// Of floats of 32 bits, not to the nearest.
+    MulAddTo(Round),
     Extract,
     Insert,
     Permute,
@@ -429,13 +431,13 @@ pub fn names(text: &str) -> Result<Vec<Kernel>, String> {
 pub const SHARED: u64 = 1 << 60;
 pub const LOCAL: u64 = 2 << 60;
 pub const PARAMETERS: u64 = 3 << 60;
-/// What is shared and sized at the start begins behind what is declared.
-pub const DYNAMIC: u64 = 1 << 40;
 
 #[derive(Default)]
 struct Module {
     symbols: HashMap<String, u64>,
     shared: usize,
+    /// Whether memory is shared whose size the start says.
+    has_pool: bool,
 }
 
 impl Module {
@@ -446,8 +448,13 @@ impl Module {
         }
         let is_extern = statement.contains(".extern");
         let (name, bytes, align) = declared(statement)?;
+        // One or the other: nothing says which comes first.
+        if (is_extern && self.shared > 0) || (!is_extern && self.has_pool) {
+            return Err("memory that is shared by declaration and by the start".into());
+        }
         if is_extern {
-            self.symbols.insert(name, DYNAMIC);
+            self.has_pool = true;
+            self.symbols.insert(name, 0);
         } else {
             self.shared = self.shared.next_multiple_of(align);
             self.symbols.insert(name, self.shared as u64);
@@ -778,6 +785,13 @@ impl Reader {
         let parts: Vec<&str> = word.split('.').collect();
         let name = parts[0];
         let has = |part: &str| parts[1..].contains(&part);
+        const OTHERS: [&str; 21] = [
+            "f32x2", "s16x2", "u16x2", "e4m3", "e5m2", "e4m3x2", "e5m2x2", "b1", "s4", "u4", "b128", "xorsign", "cc",
+            "shiftamt", "f4e", "b4e", "rc8", "rc16", "ecl", "ecr", "reduce",
+        ];
+        if parts[1..].iter().any(|part| OTHERS.contains(part)) {
+            return Err("not known".into());
+        }
         let types: Vec<Ty> = parts[1..].iter().filter_map(|part| Ty::read(part)).collect();
         let ty = types.first().copied().unwrap_or(Ty::B(32));
         let last = types.last().copied().unwrap_or(Ty::B(32));
@@ -824,11 +838,14 @@ impl Reader {
                 saturate: has("sat"),
                 relu: has("relu"),
             },
+            "add" | "sub" | "mul" | "div" | "sqrt" | "rcp" if ty.is_float() && round != Round::Near => {
+                return Err("not known".into());
+            }
             "add" => binary(Two::Add),
             "sub" => binary(Two::Sub),
-            "mul" | "mul24" if has("wide") => binary(Two::MulWide),
+            "mul" if has("wide") => binary(Two::MulWide),
             "mul" if has("hi") => binary(Two::MulHigh),
-            "mul" | "mul24" => binary(Two::Mul),
+            "mul" => binary(Two::Mul),
             "div" => binary(Two::Div),
             "rem" => binary(Two::Rem),
             "min" => binary(Two::Min),
@@ -841,6 +858,8 @@ impl Reader {
             "copysign" => binary(Two::CopySign),
             "mad" if has("wide") => Op::MulAdd(Two::MulWide, false),
             "mad" if has("hi") => Op::MulAdd(Two::MulHigh, false),
+            "fma" if has("sat") => return Err("not known".into()),
+            "fma" if round != Round::Near && ty == Ty::F32 => Op::MulAddTo(round),
             "mad" | "fma" => Op::MulAdd(Two::Mul, has("relu")),
             "neg" => Op::Unary(One::Neg),
             "abs" => Op::Unary(One::Abs),
@@ -866,6 +885,9 @@ impl Reader {
                 _ => return Err("a table".into()),
             },
             "shf" => Op::Funnel { left: has("l"), wraps: has("wrap") },
+            "setp" if matches!(last, Ty::F16x2 | Ty::BF16x2) || (written_twice(&groups) && parts.len() > 3) => {
+                return Err("not known".into());
+            }
             "setp" | "set" => {
                 if name == "set" && types.len() == 2 && ty != Ty::U(32) {
                     return Err("not known".into());
@@ -1056,7 +1078,8 @@ impl Reader {
             "mma" => {
                 let (m, n, k) = sizes(&parts).ok_or("no sizes")?;
                 let types: [Ty; 4] = types.as_slice().try_into().map_err(|_| "no four types")?;
-                if parts.iter().any(|part| part.starts_with("sp") || *part == "block_scale")
+                if !types.iter().all(|ty| ty.is_float())
+                    || parts.iter().any(|part| part.starts_with("sp") || *part == "block_scale")
                     || !matches!((m, n, k), (16, 8, 16 | 8 | 4))
                 {
                     return Err("not known".into());
@@ -1116,6 +1139,10 @@ impl Reader {
         made.to = groups.into_iter().flatten().collect();
         Ok(made)
     }
+}
+
+fn written_twice(groups: &[Vec<Operand>]) -> bool {
+    groups.first().is_some_and(|first| first.len() == 2)
 }
 
 fn sizes(parts: &[&str]) -> Option<(usize, usize, usize)> {

@@ -211,10 +211,10 @@ fn is_too_old(architecture: &str, driver: &str) -> Option<&'static str> {
     let sm: u32 = digits(architecture).parse().ok()?;
     let (least, major, minor) = match sm {
         ..88 => ("11.4", 11, 4),
-        88..90 => ("11.8", 11, 8),
+        89 => ("11.8", 11, 8),
         90..100 => ("12.0", 12, 0),
         100..103 | 120 => ("12.8", 12, 8),
-        110..120 => ("13.0", 13, 0),
+        88 | 110..120 => ("13.0", 13, 0),
         _ => ("12.9", 12, 9),
     };
     let (has, rest) = driver.split_once('.')?;
