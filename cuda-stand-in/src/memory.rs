@@ -15,7 +15,8 @@ unsafe extern "C" {
     fn munmap(at: *mut u8, bytes: usize) -> i32;
 }
 
-/// New pages, if the device has as many bytes left. What they hold is no number where `poisoned`.
+/// New pages, if the device has as many bytes left. What they hold is no number where
+/// `poisoned`, but for so many that it would take long.
 pub fn take(bytes: usize, all: u64, poisoned: bool) -> Option<u64> {
     let held = HELD.fetch_add(bytes as u64, Ordering::SeqCst) + bytes as u64;
     // SAFETY: an anonymous mapping (2 and 32) to read and write (3), reserved by nobody (0x4000).

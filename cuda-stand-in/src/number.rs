@@ -87,7 +87,8 @@ pub fn to_f16(value: f64, round: Round) -> u16 {
     sign | ((exponent as i32 + 15) as u16) << 10 | fraction as u16
 }
 
-/// The float of a register as one of 64 bits.
+/// The float of a register as one of 64 bits: what is added, multiplied, divided or rooted there and rounded
+/// to 32 is what it would have been in 32.
 pub fn float(ty: Ty, bits: u64) -> f64 {
     match ty {
         Ty::F16 => f64::from(from_f16(bits as u16)),
@@ -138,17 +139,6 @@ fn least(one: f64, other: f64, nan: bool) -> f64 {
 pub fn two(what: Two, ty: Ty, one: u64, other: u64, nan: bool, saturate: bool) -> u64 {
     if matches!(ty, Ty::F16x2 | Ty::BF16x2) {
         return halves(ty, |ty, at| two(what, ty, one >> at & 0xffff, other >> at & 0xffff, nan, saturate));
-    }
-    if ty == Ty::F32 && matches!(what, Two::Add | Two::Sub | Two::Mul | Two::Div) {
-        let (one, other) = (f32::from_bits(one as u32), f32::from_bits(other as u32));
-        let value = match what {
-            Two::Add => one + other,
-            Two::Sub => one - other,
-            Two::Mul => one * other,
-            _ => one / other,
-        };
-        let value = if saturate { value.clamp(0.0, 1.0) } else { value };
-        return u64::from(value.to_bits());
     }
     if ty.is_float() {
         let (one, other) = (float(ty, one), float(ty, other));
@@ -266,20 +256,6 @@ pub fn one(what: One, ty: Ty, bits: u64) -> u64 {
             One::Neg => return bits ^ sign,
             One::Abs => return bits & !sign,
             _ => {}
-        }
-        if ty == Ty::F32 {
-            let value = f32::from_bits(bits as u32);
-            let value = match what {
-                One::Root => value.sqrt(),
-                One::InverseRoot => 1.0 / value.sqrt(),
-                One::Inverse => 1.0 / value,
-                One::Exp2 => value.exp2(),
-                One::Log2 => value.log2(),
-                One::Sin => value.sin(),
-                One::Cos => value.cos(),
-                _ => value.tanh(),
-            };
-            return u64::from(value.to_bits());
         }
         let value = float(ty, bits);
         return of_float(
