@@ -56,11 +56,10 @@ type Named = (String, Vec<usize>, Vec<f32>);
 /// Those of real tokens, `[T, D]` for each input.
 fn hidden_states(model: &CrossEncoder, encoded: &[Encoded]) -> anyhow::Result<Vec<Named>> {
     let lengths: Vec<usize> = encoded.iter().map(Encoded::len).collect();
-    let padding = model.config().pad_token_id;
     let mut named = Vec::new();
     for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
         let inputs: Vec<&Encoded> = bucket.iter().map(|place| &encoded[*place]).collect();
-        let batch = Batch::new(&inputs, padding, &model.device());
+        let batch = Batch::new(&inputs, model.config(), &model.device());
         let hidden = model.last_hidden_state(&batch);
         let [rows, width] = hidden.dims();
         let longest = rows / inputs.len();

@@ -14,8 +14,17 @@ pub struct Bundle {
     pub parameters: Vec<(String, Range<usize>)>,
     /// All of them, without autodiff.
     pub values: Tensor<1>,
-    /// Which layer's, where they are those of a layer that a GPU has its own kernels for.
-    pub layer: Option<usize>,
+    /// Whose, where they are those of a part of the encoder that a GPU has its own kernels for.
+    pub group: Option<Group>,
+}
+
+/// A part of the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// All of the embeddings, but for what projects them.
+    Embeddings,
+    /// A layer, from 0.
+    Layer(usize),
 }
 
 /// Beyond so many, a tensor has no other parameter's: adapters are there that bind 128 MiB at most.
@@ -59,7 +68,7 @@ impl Bundle {
         Self {
             parameters,
             values,
-            layer: None,
+            group: None,
         }
     }
 
@@ -85,7 +94,7 @@ impl Bundle {
         Self {
             parameters: self.parameters.clone(),
             values,
-            layer: self.layer,
+            group: self.group,
         }
     }
 

@@ -4,7 +4,7 @@
 //! labels.
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::attention::Attention;
 use crate::blocks::{Block, apart, together};
@@ -15,16 +15,19 @@ use crate::head::ClassificationHead;
 use crate::precision::Precision;
 
 /// What the model reads: token ids of pairs, one pair after the other, in blocks whose pairs are padded
-/// to one length.
+/// to one length. On its device it is as soon as it is read there.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Vocabulary ids, padding included: `[N]`.
-    pub(crate) input_ids: Tensor<1, Int>,
+    pub(crate) input_ids: Vec<i32>,
     /// 0 for the first text and the padding, 1 for the second: `[N]`.
-    pub(crate) token_type_ids: Tensor<1, Int>,
-    /// 1.0 for a token, 0.0 for padding: `[N]`.
-    pub(crate) attention_mask: Tensor<1>,
+    pub(crate) token_type_ids: Vec<i32>,
+    /// Which rows of the position embeddings tokens take: `[N]`.
+    pub(crate) position_ids: Vec<i32>,
+    /// Of each pair, without padding.
+    pub(crate) lengths: Vec<usize>,
     pub(crate) blocks: Vec<Block>,
+    pub(crate) device: Device,
 }
 
 /// An encoder that tells which of several classes a pair of texts is of: whether one follows from
@@ -89,14 +92,11 @@ impl CrossEncoder {
         &self.head
     }
 
-    /// The same model with other layers in the place of its own, where they are such.
+    /// The same model with another encoder in the place of its own.
     #[cfg(feature = "gpu")]
-    pub(crate) fn map_layers(
-        self,
-        map: impl FnMut(usize, crate::post_norm::Layer) -> crate::post_norm::Layer,
-    ) -> Self {
+    pub(crate) fn map_encoder(self, map: impl FnOnce(Encoder) -> Encoder) -> Self {
         Self {
-            encoder: self.encoder.map_layers(map),
+            encoder: map(self.encoder),
             ..self
         }
     }
@@ -198,7 +198,7 @@ impl CrossEncoder {
     /// # Shapes
     /// - output: `[B, D]` and `[B, 1]`
     fn sum(&self, batch: &Batch) -> [Tensor<2>; 2] {
-        let mask = batch.attention_mask.clone().unsqueeze_dim::<2>(1);
+        let mask = batch.mask().unsqueeze_dim::<2>(1);
         let sums = |rows: Tensor<2>| {
             let blocks = apart(&rows, &batch.blocks).into_iter();
             together(blocks.map(|block| block.sum_dim(1)).collect())

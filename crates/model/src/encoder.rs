@@ -8,7 +8,7 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::attention::dropout;
-use crate::blocks::{Block, first, together};
+use crate::blocks::{Block, first};
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
 #[cfg(feature = "gpu")]
@@ -109,31 +109,20 @@ impl Encoder {
     /// # Shapes
     /// - output: `[N, E]`
     pub(crate) fn sum(&self, config: &ModelConfig, batch: &Batch) -> Tensor<2> {
-        let mut sum = look_up(&self.words, batch.input_ids.clone());
+        let mut sum = look_up(&self.words, batch.on_device(&batch.input_ids));
         if let Some(segments) = &self.segments {
             sum = sum
                 + if config.reads_segments() {
-                    look_up(segments, batch.token_type_ids.clone())
+                    look_up(segments, batch.on_device(&batch.token_type_ids))
                 } else {
                     segments.weight.val().narrow(0, 0, 1)
                 };
         }
         if let Some(positions) = &self.positions {
-            sum = sum
-                + match position_ids(config, batch) {
-                    Some(ids) => look_up(positions, ids),
-                    None => from_first(positions, &batch.blocks),
-                };
+            sum = sum + look_up(positions, batch.on_device(&batch.position_ids));
         }
         sum
     }
-}
-
-/// Which rows of the position embeddings the tokens take: `[N]`. None where they are 0, 1, 2 … of every
-/// pair.
-pub(crate) fn position_ids(config: &ModelConfig, batch: &Batch) -> Option<Tensor<1, Int>> {
-    let counts = config.counts_from_padding();
-    counts.then(|| positions_after_padding(batch, config.pad_token_id))
 }
 
 /// # Shapes
@@ -141,38 +130,6 @@ pub(crate) fn position_ids(config: &ModelConfig, batch: &Batch) -> Option<Tensor
 /// - output: `[N, E]`
 fn look_up(table: &Embedding, ids: Tensor<1, Int>) -> Tensor<2> {
     table.forward(ids.unsqueeze()).flatten(0, 1)
-}
-
-/// The embeddings of 0, 1, 2 … for every pair: a slice, not a lookup.
-///
-/// # Shapes
-/// - output: `[N, E]`
-fn from_first(positions: &Embedding, blocks: &[Block]) -> Tensor<2> {
-    let weight = positions.weight.val();
-    let [_, width] = weight.dims();
-    let block = |block: &Block| {
-        let its = weight.clone().narrow(0, 0, block.tokens);
-        its.unsqueeze::<3>()
-            .expand([block.pairs, block.tokens, width])
-    };
-    together(blocks.iter().map(block).collect())
-}
-
-/// RoBERTa's positions: those of padding tokens, also of one within a text, are the padding token's
-/// id, and the others count on from it.
-///
-/// # Shapes
-/// - output: `[N]`
-fn positions_after_padding(batch: &Batch, pad_token_id: usize) -> Tensor<1, Int> {
-    let padding = i64::try_from(pad_token_id).unwrap_or_default();
-    let is_token = batch.input_ids.clone().not_equal_elem(padding).int();
-    let blocks = batch.blocks.iter().zip(batch.begins());
-    let positions = blocks.map(|(block, begin)| {
-        let its = is_token.clone().narrow(0, begin, block.rows());
-        let its = its.reshape([block.pairs, block.tokens]);
-        (its.clone().cumsum(1) * its).flatten(0, 1)
-    });
-    Tensor::cat(positions.collect(), 0).add_scalar(padding)
 }
 
 /// Which tokens the last layer computes.

@@ -1,78 +1,187 @@
-//! A layer of the encoder in training on a GPU, in few kernels: forward, and back by hand.
+//! The encoder in training on a GPU, in few kernels: forward, and back by hand.
 //!
 //! Burn's operations on tensors would each be registered, looked at for what can be fused with it, and
-//! started; here a layer is one operation there and one back, which start their kernels themselves.
-//! Burn chooses those of products of matrices; all others are of [`kernels`].
+//! started; here the embeddings and each layer are one operation there and one back, which start their
+//! kernels themselves. Burn chooses those of products of matrices; all others are of [`kernels`] and
+//! [`attend`].
 
+mod attend;
+mod embeddings;
 mod kernels;
 mod launch;
 mod layer;
 mod layout;
 mod step;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::module::{Module, Param, ParamId};
-use burn::nn::{LayerNorm, Linear};
+use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::config::ModelConfig;
+use crate::cross_encoder::Batch;
+use crate::encoder::Encoder;
+use crate::pass::{Moments, Move};
 use crate::post_norm::Layer;
 
-pub(crate) use layout::Layout;
+use layout::{Layout, Places};
+use step::Step;
 
 /// The widest hidden state whose sums fit into what any GPU shares in a cube, 16 KiB.
 pub(crate) const WIDEST: usize = 1280;
 
-/// A layer's work on a batch, which forward leaves for the way back.
+/// What a part of the encoder computes on, and how.
 #[derive(Clone)]
-pub(crate) struct Work {
+pub(crate) struct Frame {
     layout: Arc<Layout>,
+    /// Whether only the first token of each pair is computed.
     is_last: bool,
-    /// Of the parameters' slopes, one after the other.
-    slopes: layout::Slopes,
+    width: usize,
+    /// Between the two products behind attention.
+    inner: usize,
+    /// Of its parameters.
+    places: Places,
     epsilon: f32,
     operand: DType,
-    /// What forward leaves is there when the way back begins: its slopes hang on what came of forward, and
-    /// Burn keeps the order of operations of which one takes what the other gives.
-    tape: Arc<Mutex<Option<layer::Tape>>>,
 }
 
-impl Work {
+impl Frame {
+    /// `[N, D]`
+    fn input(&self) -> [usize; 2] {
+        [self.layout.rows, self.width]
+    }
+
+    /// `[R, D]`
+    fn output(&self) -> [usize; 2] {
+        let rows = if self.is_last {
+            self.layout.pairs
+        } else {
+            self.layout.rows
+        };
+        [rows, self.width]
+    }
+}
+
+/// A part's work on a batch, which forward leaves for the way back.
+pub(crate) struct Work<T> {
+    frame: Frame,
+    /// What forward leaves is there when the way back begins: its slopes hang on what came of forward, and
+    /// Burn keeps the order of operations of which one takes what the other gives.
+    tape: Arc<Mutex<Option<T>>>,
+}
+
+/// The embeddings' work.
+pub(crate) type Embedded = Work<embeddings::Tape>;
+
+/// A layer's work.
+pub(crate) type Layered = Work<layer::Tape>;
+
+impl<T> Clone for Work<T> {
+    fn clone(&self) -> Self {
+        Self {
+            frame: self.frame.clone(),
+            tape: Arc::clone(&self.tape),
+        }
+    }
+}
+
+impl<T> Work<T> {
+    fn new(frame: Frame) -> Self {
+        Self {
+            frame,
+            tape: Arc::default(),
+        }
+    }
+
+    fn tape(&self) -> MutexGuard<'_, Option<T>> {
+        self.tape.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where forward failed, Burn does not come here; and where a panic is, its caller hears of it.
+    fn take(&self) -> T {
+        let tape = self.tape().take();
+        tape.expect("what goes back does so once, and after it went forward")
+    }
+}
+
+impl Embedded {
+    /// The embeddings of each token of a batch, added and normalised: `[N, E]`.
+    pub(crate) fn forward(
+        config: &ModelConfig,
+        encoder: &Encoder,
+        batch: &Batch,
+    ) -> (Tensor<2>, Self) {
+        let places = of_embeddings(encoder);
+        let [_, width] = encoder.words.weight.dims();
+        let tables = &places.ranges[..layout::SCALE];
+        let work = Self::new(Frame {
+            layout: Arc::new(Layout::new(
+                batch,
+                config.num_attention_heads,
+                tables,
+                width,
+            )),
+            is_last: false,
+            width,
+            inner: width,
+            places,
+            epsilon: epsilon(config),
+            operand: DType::F32,
+        });
+        let output = Dispatch::embeddings_forward(embedding_weights(encoder), work.clone());
+        (Tensor::from_dispatch(output), work)
+    }
+
+    /// Those at its parameters, each in its place, from the slopes at what [`Embedded::forward`] gave.
+    pub(crate) fn back(self, slopes: Tensor<2>) -> Tensor<1> {
+        Tensor::from_dispatch(Dispatch::embeddings_back(slopes.into_dispatch(), self))
+    }
+
+    /// Where the slopes of each parameter lie.
+    pub(crate) fn places(&self, encoder: &Encoder) -> Vec<(ParamId, Range<usize>)> {
+        let table = |table: &Option<Embedding>| table.as_ref().map(|table| table.weight.id);
+        let ids = [
+            Some(encoder.words.weight.id),
+            table(&encoder.positions),
+            table(&encoder.segments),
+            Some(encoder.norm.gamma.id),
+            encoder.norm.beta.as_ref().map(|beta| beta.id),
+        ];
+        self.frame.places.of(ids)
+    }
+}
+
+impl Layered {
     /// The output of this layer: of the last one, the first token of each pair alone, `[R, D]`.
     ///
     /// # Shapes
     /// - hidden: `[N, D]`
-    /// - mask: `[N]`, 1 for a token and 0 for padding
     pub(crate) fn forward(
         config: &ModelConfig,
-        layout: &Arc<Layout>,
+        embedded: &Embedded,
         layer: &Layer,
         is_last: bool,
         hidden: Tensor<2>,
-        mask: Tensor<1>,
     ) -> (Tensor<2>, Self) {
-        let work = Self {
-            layout: Arc::clone(layout),
+        let work = Self::new(Frame {
+            layout: Arc::clone(&embedded.frame.layout),
             is_last,
-            slopes: layout::Slopes::new(config.hidden_size, config.intermediate_size),
-            #[expect(clippy::cast_possible_truncation, reason = "computed with in 32 bits")]
-            epsilon: config.layer_norm_eps as f32,
+            width: config.hidden_size,
+            inner: config.intermediate_size,
+            places: Places::of_layer(config.hidden_size, config.intermediate_size),
+            epsilon: epsilon(config),
             operand: config.precision.operands().map_or(DType::F32, DType::from),
-            tape: Arc::default(),
-        };
-        let output = Dispatch::layer_forward(
-            hidden.into_dispatch(),
-            mask.into_dispatch(),
-            weights(layer),
-            work.clone(),
-        );
+        });
+        let hidden = hidden.into_dispatch();
+        let output = Dispatch::layer_forward(hidden, layer_weights(layer), work.clone());
         (Tensor::from_dispatch(output), work)
     }
 
@@ -84,15 +193,8 @@ impl Work {
         (Tensor::from_dispatch(of_input), of_parameters)
     }
 
-    fn tape(&self) -> MutexGuard<'_, Option<layer::Tape>> {
-        self.tape.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Where the slopes of each of the layer's parameters lie; layers have all of them.
-    pub(crate) fn places(
-        &self,
-        layer: &Layer,
-    ) -> impl Iterator<Item = (ParamId, std::ops::Range<usize>)> {
+    pub(crate) fn places(&self, layer: &Layer) -> Vec<(ParamId, Range<usize>)> {
         let matrices = [
             &layer.query,
             &layer.key,
@@ -109,15 +211,73 @@ impl Work {
             .chain([bias(&layer.outer), bias(&layer.inner)])
             .chain(norm(&layer.attended_norm))
             .chain([&layer.attended, &layer.query, &layer.key, &layer.value].map(bias));
-        let ids: Vec<Option<ParamId>> = ids.collect();
-        let places = self.slopes.ranges().into_iter();
-        ids.into_iter()
-            .zip(places)
-            .filter_map(|(id, range)| Some((id?, range)))
+        self.frame.places.of(ids)
     }
 }
 
-/// A layer's parameters, in the order of [`layout::Slopes`].
+#[expect(clippy::cast_possible_truncation, reason = "computed with in 32 bits")]
+fn epsilon(config: &ModelConfig) -> f32 {
+    config.layer_norm_eps as f32
+}
+
+fn of_embeddings(encoder: &Encoder) -> Places {
+    let [words, width] = encoder.words.weight.dims();
+    let rows = |table: &Option<Embedding>| table.as_ref().map_or(0, |it| it.weight.dims()[0]);
+    let rows = [words, rows(&encoder.positions), rows(&encoder.segments)];
+    Places::of_embeddings(rows, width)
+}
+
+/// The embeddings' parameters, in the order of [`Places::of_embeddings`]; in the place of a table that is not
+/// there, words.
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct EmbeddingWeights<B: Backend> {
+    words: FloatTensor<B>,
+    positions: FloatTensor<B>,
+    segments: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    shift: FloatTensor<B>,
+}
+
+impl EmbeddingWeights<CubeBackend> {
+    fn in_order(self) -> [CubeTensor; 5] {
+        [
+            self.words,
+            self.positions,
+            self.segments,
+            self.scale,
+            self.shift,
+        ]
+    }
+
+    fn of_order([words, positions, segments, scale, shift]: [CubeTensor; 5]) -> Self {
+        Self {
+            words,
+            positions,
+            segments,
+            scale,
+            shift,
+        }
+    }
+
+    fn contiguous(self) -> Self {
+        Self::of_order(self.in_order().map(into_contiguous))
+    }
+}
+
+fn embedding_weights(encoder: &Encoder) -> EmbeddingWeights<Dispatch> {
+    let table =
+        |table: &Option<Embedding>| dispatched(&table.as_ref().unwrap_or(&encoder.words).weight);
+    EmbeddingWeights {
+        words: dispatched(&encoder.words.weight),
+        positions: table(&encoder.positions),
+        segments: table(&encoder.segments),
+        scale: dispatched(&encoder.norm.gamma),
+        shift: shift(&encoder.norm),
+    }
+}
+
+/// A layer's parameters, in the order of [`Places::of_layer`].
 #[derive(ExtensionType)]
 #[extension_type(fusion)]
 pub(crate) struct LayerWeights<B: Backend> {
@@ -205,18 +365,23 @@ impl LayerWeights<CubeBackend> {
     }
 }
 
-fn weights(layer: &Layer) -> LayerWeights<Dispatch> {
-    fn dispatched<const N: usize>(parameter: &Param<Tensor<N>>) -> FloatTensor<Dispatch> {
-        parameter.val().into_dispatch()
+fn dispatched<const N: usize>(parameter: &Param<Tensor<N>>) -> FloatTensor<Dispatch> {
+    parameter.val().into_dispatch()
+}
+
+/// Of a norm that shifts nothing, zeros.
+fn shift(norm: &LayerNorm) -> FloatTensor<Dispatch> {
+    match &norm.beta {
+        Some(beta) => dispatched(beta),
+        None => norm.gamma.val().zeros_like().into_dispatch(),
     }
+}
+
+fn layer_weights(layer: &Layer) -> LayerWeights<Dispatch> {
     let bias = |linear: &Linear| {
         let [_, width] = linear.weight.dims();
         let none = || Tensor::<1>::zeros([width], &linear.weight.device()).into_dispatch();
         linear.bias.as_ref().map_or_else(none, dispatched)
-    };
-    let shift = |norm: &LayerNorm| match &norm.beta {
-        Some(beta) => dispatched(beta),
-        None => norm.gamma.val().zeros_like().into_dispatch(),
     };
     LayerWeights {
         query: dispatched(&layer.query.weight),
@@ -238,111 +403,201 @@ fn weights(layer: &Layer) -> LayerWeights<Dispatch> {
     }
 }
 
-/// A layer whose parameters went a step that way, in one tensor as [`Work::back`] gives their slopes: of
-/// matrices `kept` times themselves is left, of others all, less `share` times the direction.
-pub(crate) fn moved(layer: Layer, direction: Tensor<1>, kept: f64, share: f64) -> Layer {
-    fn put<const N: usize>(
-        parameter: Param<Tensor<N>>,
-        value: FloatTensor<Dispatch>,
-    ) -> Param<Tensor<N>> {
-        let id = parameter.id;
-        let device = parameter.lazy_device();
-        let value = Tensor::from_inner(Tensor::from_dispatch(value)).to_device(&device);
-        parameter.transform_for_load(value, id)
-    }
+/// The embeddings after a step of AdamW by a gradient that [`Embedded::back`] gave.
+pub(crate) fn moved_embeddings(mut encoder: Encoder, by: Move) -> (Encoder, Moments) {
+    let places = of_embeddings(&encoder);
+    let weights = embedding_weights(&encoder.valid());
+    let (gradient, mean, square, step) = dispatched_move(by, places);
+    let (new, mean, square) = Dispatch::embeddings_moved(weights, gradient, mean, square, step);
+    let table = |mut table: Embedding, value| {
+        table.weight = put(table.weight, value);
+        table
+    };
+    encoder.words = table(encoder.words, new.words);
+    encoder.positions = encoder.positions.map(|it| table(it, new.positions));
+    encoder.segments = encoder.segments.map(|it| table(it, new.segments));
+    encoder.norm = put_norm(encoder.norm, new.scale, new.shift);
+    (encoder, moments(mean, square))
+}
+
+/// A layer after a step of AdamW by a gradient that [`Layered::back`] gave.
+pub(crate) fn moved_layer(layer: Layer, by: Move) -> (Layer, Moments) {
     let linear = |linear: Linear, weight, bias| Linear {
         weight: put(linear.weight, weight),
         bias: linear.bias.map(|parameter| put(parameter, bias)),
     };
-    let norm = |norm: LayerNorm, scale, shift| {
-        let mut norm = norm;
-        norm.gamma = put(norm.gamma, scale);
-        norm.beta = norm.beta.map(|parameter| put(parameter, shift));
-        norm
-    };
     let [_, inner] = layer.inner.weight.dims();
     let [width, _] = layer.query.weight.dims();
-    #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
-    let step = Step {
-        slopes: layout::Slopes::new(width, inner),
-        kept: kept as f32,
-        share: share as f32,
-    };
-    let weights = weights(&layer.valid());
-    let new = Dispatch::layer_moved(weights, direction.into_dispatch(), step);
-    Layer {
+    let weights = layer_weights(&layer.valid());
+    let (gradient, mean, square, step) = dispatched_move(by, Places::of_layer(width, inner));
+    let (new, mean, square) = Dispatch::layer_moved(weights, gradient, mean, square, step);
+    let layer = Layer {
         query: linear(layer.query, new.query, new.query_bias),
         key: linear(layer.key, new.key, new.key_bias),
         value: linear(layer.value, new.value, new.value_bias),
         attended: linear(layer.attended, new.attended, new.attended_bias),
-        attended_norm: norm(layer.attended_norm, new.attended_scale, new.attended_shift),
+        attended_norm: put_norm(layer.attended_norm, new.attended_scale, new.attended_shift),
         inner: linear(layer.inner, new.inner, new.inner_bias),
         outer: linear(layer.outer, new.outer, new.outer_bias),
-        outer_norm: norm(layer.outer_norm, new.outer_scale, new.outer_shift),
+        outer_norm: put_norm(layer.outer_norm, new.outer_scale, new.outer_shift),
+    };
+    (layer, moments(mean, square))
+}
+
+type Dispatched = FloatTensor<Dispatch>;
+
+fn dispatched_move(by: Move, places: Places) -> (Dispatched, Dispatched, Dispatched, Step) {
+    let Move {
+        gradient,
+        moments: Moments { mean, square },
+        adam,
+    } = by;
+    let [gradient, mean, square] = [gradient.values, mean, square].map(Tensor::into_dispatch);
+    (gradient, mean, square, Step { places, adam })
+}
+
+fn moments(mean: Dispatched, square: Dispatched) -> Moments {
+    Moments {
+        mean: Tensor::from_dispatch(mean),
+        square: Tensor::from_dispatch(square),
     }
 }
 
-/// What a layer's parameters are moved by.
-#[derive(Clone, Copy)]
-pub(crate) struct Step {
-    slopes: layout::Slopes,
-    kept: f32,
-    share: f32,
+fn put<const N: usize>(
+    parameter: Param<Tensor<N>>,
+    value: FloatTensor<Dispatch>,
+) -> Param<Tensor<N>> {
+    let id = parameter.id;
+    let device = parameter.lazy_device();
+    let value = Tensor::from_inner(Tensor::from_dispatch(value)).to_device(&device);
+    parameter.transform_for_load(value, id)
 }
 
-/// What is done for a layer.
+fn put_norm(
+    mut norm: LayerNorm,
+    scale: FloatTensor<Dispatch>,
+    shift: FloatTensor<Dispatch>,
+) -> LayerNorm {
+    norm.gamma = put(norm.gamma, scale);
+    norm.beta = norm.beta.map(|parameter| put(parameter, shift));
+    norm
+}
+
+/// What is done for a part of the encoder.
 #[backend_extension(Cube, Fusion)]
-pub(crate) trait LayerOps: Backend {
-    /// See [`Work::forward`].
-    #[fusion(meta = |hidden, _mask, _weights, work| TensorSpec::new(work.output().into(), hidden.dtype))]
-    fn layer_forward(
-        hidden: FloatTensor<Self>,
-        mask: FloatTensor<Self>,
-        #[extension_type] weights: LayerWeights<Self>,
-        work: Work,
+pub(crate) trait EncoderOps: Backend {
+    /// See [`Embedded::forward`].
+    #[fusion(meta = |_weights, work| TensorSpec::new(work.frame.input().into(), DType::F32))]
+    fn embeddings_forward(
+        #[extension_type] weights: EmbeddingWeights<Self>,
+        work: Embedded,
     ) -> FloatTensor<Self>;
 
-    /// See [`Work::back`].
-    #[fusion(meta = |slopes, work| (
-        TensorSpec::new(work.input().into(), slopes.dtype),
-        TensorSpec::new([work.slopes.length()].into(), slopes.dtype),
-    ))]
-    fn layer_back(slopes: FloatTensor<Self>, work: Work) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// See [`Embedded::back`].
+    #[fusion(meta = |slopes, work| TensorSpec::new([work.frame.places.length].into(), slopes.dtype))]
+    fn embeddings_back(slopes: FloatTensor<Self>, work: Embedded) -> FloatTensor<Self>;
 
-    /// See [`moved`].
-    #[fusion(meta = |weights, _direction, _step| weights.clone())]
-    fn layer_moved(
-        #[extension_type] weights: LayerWeights<Self>,
-        direction: FloatTensor<Self>,
+    /// See [`moved_embeddings`].
+    #[fusion(meta = |weights, _gradient, mean, square, _step| {
+        (weights.clone(), mean.clone(), square.clone())
+    })]
+    fn embeddings_moved(
+        #[extension_type] weights: EmbeddingWeights<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
         step: Step,
-    ) -> LayerWeights<Self>;
-}
+    ) -> (EmbeddingWeights<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-impl LayerOps for CubeBackend {
+    /// See [`Layered::forward`].
+    #[fusion(meta = |hidden, _weights, work| TensorSpec::new(work.frame.output().into(), hidden.dtype))]
     fn layer_forward(
         hidden: FloatTensor<Self>,
-        mask: FloatTensor<Self>,
-        weights: LayerWeights<Self>,
-        work: Work,
-    ) -> FloatTensor<Self> {
-        let (output, tape) = layer::forward(hidden, mask, weights, &work);
+        #[extension_type] weights: LayerWeights<Self>,
+        work: Layered,
+    ) -> FloatTensor<Self>;
+
+    /// See [`Layered::back`].
+    #[fusion(meta = |slopes, work| (
+        TensorSpec::new(work.frame.input().into(), slopes.dtype),
+        TensorSpec::new([work.frame.places.length].into(), slopes.dtype),
+    ))]
+    fn layer_back(
+        slopes: FloatTensor<Self>,
+        work: Layered,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`moved_layer`].
+    #[fusion(meta = |weights, _gradient, mean, square, _step| {
+        (weights.clone(), mean.clone(), square.clone())
+    })]
+    fn layer_moved(
+        #[extension_type] weights: LayerWeights<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
+        step: Step,
+    ) -> (LayerWeights<Self>, FloatTensor<Self>, FloatTensor<Self>);
+}
+
+impl EncoderOps for CubeBackend {
+    fn embeddings_forward(weights: EmbeddingWeights<Self>, work: Embedded) -> FloatTensor<Self> {
+        let (output, tape) = embeddings::forward(weights, &work.frame);
         *work.tape() = Some(tape);
         output
     }
 
-    fn layer_back(slopes: FloatTensor<Self>, work: Work) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let tape = work.tape().take();
-        // Where forward failed, Burn does not come here; and where a panic is, its caller hears of it.
-        let tape = tape.expect("a layer goes back once, and after it went forward");
-        layer::back(slopes, tape, &work)
+    fn embeddings_back(slopes: FloatTensor<Self>, work: Embedded) -> FloatTensor<Self> {
+        embeddings::back(slopes, &work.take(), &work.frame)
+    }
+
+    fn embeddings_moved(
+        weights: EmbeddingWeights<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
+        step: Step,
+    ) -> (EmbeddingWeights<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let moments = step::Moments { mean, square };
+        let (weights, moments) = step::moved(weights.in_order(), gradient, moments, &step);
+        (
+            EmbeddingWeights::of_order(weights),
+            moments.mean,
+            moments.square,
+        )
+    }
+
+    fn layer_forward(
+        hidden: FloatTensor<Self>,
+        weights: LayerWeights<Self>,
+        work: Layered,
+    ) -> FloatTensor<Self> {
+        let (output, tape) = layer::forward(hidden, weights, &work.frame);
+        *work.tape() = Some(tape);
+        output
+    }
+
+    fn layer_back(
+        slopes: FloatTensor<Self>,
+        work: Layered,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        layer::back(slopes, &work.take(), &work.frame)
     }
 
     fn layer_moved(
         weights: LayerWeights<Self>,
-        direction: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
         step: Step,
-    ) -> LayerWeights<Self> {
-        step::moved(weights, direction, step)
+    ) -> (LayerWeights<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let moments = step::Moments { mean, square };
+        let (weights, moments) = step::moved(weights.in_order(), gradient, moments, &step);
+        (
+            LayerWeights::of_order(weights),
+            moments.mean,
+            moments.square,
+        )
     }
 }
 
@@ -377,8 +632,7 @@ mod tests {
         }
     }
 
-    /// A width of heads that four does not divide, gaps between parameters; one block, of a length that
-    /// GPUs pad to, and one a pair, of lengths that nothing divides.
+    /// A width of heads that four does not divide, gaps between parameters; pairs without padding and with it.
     #[test]
     fn layers_of_any_width_are_the_graph_s_of_the_cpu_on_a_gpu() {
         let Some(device) = gpu() else { return };
@@ -388,11 +642,11 @@ mod tests {
             intermediate_size: 28,
             ..config()
         };
-        let in_one: fn(&CrossEncoder, &[&Encoded]) -> Batch = CrossEncoder::batch;
-        let apart = |model: &CrossEncoder, inputs: &[&Encoded]| {
-            Batch::unpadded(inputs, model.config().pad_token_id, &model.device())
+        let unpadded: fn(&CrossEncoder, &[&Encoded]) -> Batch = CrossEncoder::batch;
+        let padded = |model: &CrossEncoder, inputs: &[&Encoded]| {
+            Batch::new(inputs, model.config(), &model.device())
         };
-        for batch in [in_one, apart] {
+        for batch in [unpadded, padded] {
             let trial = compare(&device, &config, 1, batch).unwrap();
             println!("{trial:?}");
             assert!(

@@ -53,7 +53,7 @@ mod weights;
 
 pub use architecture::Architecture;
 pub use attention::Attention;
-pub use bundle::Bundle;
+pub use bundle::{Bundle, Group};
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};
@@ -66,7 +66,7 @@ pub use kernels::configure;
 pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
 pub use parameters::{ParameterMapper, ParameterVisitor};
-pub use pass::{Move, Pass};
+pub use pass::{Adam, Moments, Move, Pass};
 pub use precision::Precision;
 pub use trial::{Trial, try_out};
 pub use weight_files::weight_files;

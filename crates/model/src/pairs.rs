@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 use fs_err as fs;
 use tokenizers::{
     EncodeInput, Encoding, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
@@ -135,54 +135,88 @@ impl PairTokenizer {
 
 impl Batch {
     /// Pads all inputs to the longest of them: `N` is their number times its length.
-    pub fn new(encodings: &[&Encoded], pad_token_id: usize, device: &Device) -> Self {
+    pub fn new(encodings: &[&Encoded], config: &ModelConfig, device: &Device) -> Self {
         let lengths = encodings.iter().map(|encoded| encoded.len());
         let all = Block {
             pairs: encodings.len(),
             tokens: lengths.max().unwrap_or(0),
         };
-        Self::in_blocks(encodings, vec![all], pad_token_id, device)
+        Self::in_blocks(encodings, vec![all], config, device)
     }
 
     /// Each input in a block of its own, so that none is padded: `N` is the sum of their lengths.
-    pub fn unpadded(encodings: &[&Encoded], pad_token_id: usize, device: &Device) -> Self {
+    pub fn unpadded(encodings: &[&Encoded], config: &ModelConfig, device: &Device) -> Self {
         let block = |encoded: &&Encoded| Block {
             pairs: 1,
-            tokens: encoded.len(),
+            // No input is without a token, were it one of padding.
+            tokens: encoded.len().max(1),
         };
         let blocks = encodings.iter().map(block).collect();
-        Self::in_blocks(encodings, blocks, pad_token_id, device)
+        Self::in_blocks(encodings, blocks, config, device)
     }
 
     fn in_blocks(
         encodings: &[&Encoded],
         blocks: Vec<Block>,
-        pad_token_id: usize,
+        config: &ModelConfig,
         device: &Device,
     ) -> Self {
         let rows = blocks.iter().map(|block| block.rows()).sum();
         let mut input_ids = Vec::with_capacity(rows);
         let mut token_type_ids = Vec::with_capacity(rows);
-        let mut attention_mask = Vec::with_capacity(rows);
-        let padded = blocks
-            .iter()
-            .flat_map(|block| std::iter::repeat_n(block.tokens, block.pairs));
-        for (encoded, tokens) in encodings.iter().zip(padded) {
-            let end = input_ids.len() + tokens;
-            input_ids.extend(encoded.input_ids.iter().map(|&id| i64::from(id)));
-            attention_mask.resize(input_ids.len(), 1.0f32);
-            input_ids.resize(end, i64::try_from(pad_token_id).unwrap_or_default());
-            attention_mask.resize(end, 0.0);
-            token_type_ids.extend(encoded.token_type_ids.iter().map(|&id| i64::from(id)));
+        let mut position_ids = Vec::with_capacity(rows);
+        // Ids are below a table's rows, of which no table has 2^31.
+        let id = |id: u32| i32::try_from(id).unwrap_or(i32::MAX);
+        let padding = i32::try_from(config.pad_token_id).unwrap_or(i32::MAX);
+        for (encoded, tokens) in encodings.iter().zip(padded(&blocks)) {
+            let begin = input_ids.len();
+            let end = begin + tokens;
+            input_ids.extend(encoded.input_ids.iter().copied().map(id));
+            input_ids.resize(end, padding);
+            token_type_ids.extend(encoded.token_type_ids.iter().copied().map(id));
             token_type_ids.resize(end, 0);
+            if config.counts_from_padding() {
+                // RoBERTa's: those of padding tokens, also of one within a text, are the padding token's
+                // id, and the others count on from it.
+                let mut last = padding;
+                position_ids.extend(input_ids[begin..].iter().map(|id| {
+                    let is_token = *id != padding;
+                    last += i32::from(is_token);
+                    if is_token { last } else { padding }
+                }));
+            } else {
+                position_ids.extend((0..).take(tokens));
+            }
         }
-        let ids = |ids| Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), device);
         Self {
-            input_ids: ids(input_ids),
-            token_type_ids: ids(token_type_ids),
-            attention_mask: Tensor::from_data(TensorData::new(attention_mask, [rows]), device),
+            input_ids,
+            token_type_ids,
+            position_ids,
+            lengths: encodings.iter().map(|encoded| encoded.len()).collect(),
             blocks,
+            device: device.clone(),
         }
+    }
+
+    /// 1.0 for a token, 0.0 for padding: `[N]`.
+    pub(crate) fn mask(&self) -> Tensor<1> {
+        let mut mask = Vec::with_capacity(self.tokens());
+        for (tokens, padded) in self.lengths() {
+            let end = mask.len() + padded;
+            mask.resize(mask.len() + tokens, 1.0f32);
+            mask.resize(end, 0.0);
+        }
+        Tensor::from_floats(mask.as_slice(), &self.device)
+    }
+
+    /// Some of its ids as a tensor: `[N]`.
+    pub(crate) fn on_device(&self, ids: &[i32]) -> Tensor<1, Int> {
+        Tensor::from_ints(ids, &self.device)
+    }
+
+    /// How many tokens each pair has, and how many with what pads it.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.lengths.iter().copied().zip(padded(&self.blocks))
     }
 
     /// `N`: how many tokens are computed, those of padding included.
@@ -201,24 +235,18 @@ impl Batch {
 
     /// What is added to the scores of attention: `[B, 1, 1, T]` of each block.
     pub(crate) fn masks(&self) -> Vec<Tensor<4>> {
-        let added = (self.attention_mask.clone() - 1.0).mul_scalar(-UNSEEN);
+        let added = (self.mask() - 1.0).mul_scalar(-UNSEEN);
         let mask = |(block, begin): (&Block, usize)| {
             let its = added.clone().narrow(0, begin, block.rows());
             its.reshape([block.pairs, 1, 1, block.tokens])
         };
         self.blocks.iter().zip(self.begins()).map(mask).collect()
     }
+}
 
-    /// The same, without autodiff.
-    #[cfg(feature = "gpu")]
-    pub(crate) fn inner(&self) -> Self {
-        Self {
-            input_ids: self.input_ids.clone().inner(),
-            token_type_ids: self.token_type_ids.clone().inner(),
-            attention_mask: self.attention_mask.clone().inner(),
-            blocks: self.blocks.clone(),
-        }
-    }
+/// How many tokens each pair of these blocks has.
+fn padded(blocks: &[Block]) -> impl Iterator<Item = usize> {
+    (blocks.iter()).flat_map(|block| std::iter::repeat_n(block.tokens, block.pairs))
 }
 
 /// The length that GPUs pad to: at most 32 lengths up to 512, multiples of 8 up to 128 and of as large a
@@ -304,25 +332,27 @@ impl CrossEncoder {
         length_buckets(&padded, tokens_per_batch)
     }
 
-    /// A batch for the model, on its device, in the blocks that cost least where inputs of like length
-    /// are side by side. A block's inputs are padded to the longest of them on the CPU, and on GPUs to the
-    /// next of a few lengths.
+    /// A batch for the model, on its device: without padding where a GPU trains in kernels of our own, else
+    /// in the blocks that cost least where inputs of like length are side by side. A block's inputs are
+    /// padded to the longest of them on the CPU, and on GPUs to the next of a few lengths.
     pub fn batch(&self, encodings: &[&Encoded]) -> Batch {
+        let (config, device) = (self.config(), self.device());
+        if self.goes_by_hand() {
+            return Batch::unpadded(encodings, config, &device);
+        }
         // No input is without a token, were it one of padding.
         let lengths = (encodings.iter()).map(|encoded| self.padded(encoded.len().max(1)));
         let lengths: Vec<usize> = lengths.collect();
-        let config = self.config();
-        let blocks = if is_cpu(&self.device()) {
+        let blocks = if is_cpu(&device) {
             Block::cheapest(&lengths, cost_on_the_cpu)
         } else {
             Block::cheapest(&lengths, |block| cost_on_a_gpu(block, config))
         };
-        let padding = self.config().pad_token_id;
-        Batch::in_blocks(encodings, blocks, padding, &self.device())
+        Batch::in_blocks(encodings, blocks, config, &device)
     }
 
     fn padded(&self, tokens: usize) -> usize {
-        if is_cpu(&self.device()) {
+        if is_cpu(&self.device()) || self.goes_by_hand() {
             return tokens;
         }
         // No more than there are positions for.

@@ -6,6 +6,8 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Gradients, Tensor};
 
 use crate::bundle::Bundle;
+#[cfg(feature = "gpu")]
+use crate::bundle::Group;
 use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::parameters::ParameterVisitor;
 use crate::slopes::Slopes;
@@ -22,14 +24,41 @@ pub struct Pass {
     by_hand: Option<(Tensor<2>, Tape)>,
 }
 
-/// A step of a layer's parameters.
+/// A step of AdamW of a group's parameters.
 pub struct Move {
-    /// That way, in the places of the gradients that [`CrossEncoder::gradients`] gave of a layer.
-    pub direction: Bundle,
+    /// As [`CrossEncoder::gradients`] gave it.
+    pub gradient: Bundle,
+    /// Before the step, in the places of the gradient.
+    pub moments: Moments,
+    /// How.
+    pub adam: Adam,
+}
+
+/// Running means of gradients.
+pub struct Moments {
+    /// Of them.
+    pub mean: Tensor<1>,
+    /// Of their squares.
+    pub square: Tensor<1>,
+}
+
+/// What AdamW computes with in a step.
+#[derive(Debug, Clone)]
+pub struct Adam {
+    /// What gradients are multiplied with.
+    pub gradient_scale: f64,
+    /// The share of the mean that is kept.
+    pub beta1: f64,
+    /// The share of the squares' mean that is kept.
+    pub beta2: f64,
+    /// The learning rate, over the mean's correction.
+    pub rate: f64,
+    /// What the squares' mean is divided by.
+    pub square_correction: f64,
+    /// Added to its root.
+    pub epsilon: f64,
     /// What is left of matrices before; of all else, that is all.
     pub kept: f64,
-    /// How far.
-    pub share: f64,
 }
 
 impl CrossEncoder {
@@ -39,8 +68,7 @@ impl CrossEncoder {
         if self.goes_by_hand() {
             use burn::module::Module;
 
-            let (pooled, tape) =
-                Tape::record(&self.encoder().valid(), self.config(), &batch.inner());
+            let (pooled, tape) = Tape::record(&self.encoder().valid(), self.config(), batch);
             let pooled = Tensor::from_inner(pooled).require_grad();
             let logits = self.head().forward(self.config(), pooled.clone());
             return Pass {
@@ -58,7 +86,7 @@ impl CrossEncoder {
     /// On GPUs, of all architectures but ModernBERT, where nothing is dropped out and attention is
     /// decomposed.
     #[cfg(feature = "gpu")]
-    fn goes_by_hand(&self) -> bool {
+    pub(crate) fn goes_by_hand(&self) -> bool {
         let config = self.config();
         let layers = self.encoder().post_norm();
         let device = self.device();
@@ -71,53 +99,71 @@ impl CrossEncoder {
             && !crate::parallel::is_cpu(&device)
     }
 
+    /// Without a GPU's backends, nothing does.
+    #[cfg(not(feature = "gpu"))]
+    #[expect(clippy::unused_self, reason = "as where there are GPUs")]
+    pub(crate) fn goes_by_hand(&self) -> bool {
+        false
+    }
+
     /// The gradients of all parameters that have one. `gradients` are of a loss of these passes' logits.
     pub fn gradients(&self, passes: Vec<Pass>, gradients: &Gradients) -> Vec<Bundle> {
-        let Slopes { alone, of_layers } = self.slopes(passes, gradients);
-        let in_layers = of_layers.iter().flat_map(|(places, _)| places);
+        let Slopes { alone, of_groups } = self.slopes(passes, gradients);
+        let in_groups = of_groups.iter().flat_map(|of_group| &of_group.places);
         let mut named = Named {
             gradients,
             by_id: alone,
-            names: in_layers.map(|(id, _)| (*id, String::new())).collect(),
+            names: in_groups.map(|(id, _)| (*id, String::new())).collect(),
             by_name: BTreeMap::new(),
         };
         self.visit_parameters(&mut named);
         let Named { names, by_name, .. } = named;
         let mut bundles = Bundle::of(by_name);
-        let layers = of_layers.len();
-        let of_layers = of_layers.into_iter().enumerate();
-        let of_layers = of_layers.map(|(number, (places, values))| {
+        bundles.extend(of_groups.into_iter().map(|of_group| {
             let place = |(id, range)| Some((names.get(&id)?.clone(), range));
-            let parameters = places.into_iter().filter_map(place).collect();
             Bundle {
-                parameters,
-                values,
-                // They come from the last to the first.
-                layer: Some(layers - 1 - number),
+                parameters: of_group.places.into_iter().filter_map(place).collect(),
+                values: of_group.values,
+                group: Some(of_group.group),
             }
-        });
-        bundles.extend(of_layers);
+        }));
         bundles
     }
 
-    /// The same model after a step of these layers.
+    /// The same model after a step of these groups, and their moments after it, in their order.
     #[must_use]
-    pub fn moved(self, moves: Vec<Move>) -> Self {
+    pub fn moved(self, moves: Vec<Move>) -> (Self, Vec<Moments>) {
         #[cfg(feature = "gpu")]
         {
-            let mut by_layer = HashMap::new();
+            let groups: Vec<Option<Group>> = moves.iter().map(|one| one.gradient.group).collect();
+            let mut by_group = HashMap::new();
             for one in moves {
-                by_layer.extend(one.direction.layer.map(|layer| (layer, one)));
+                by_group.extend(one.gradient.group.map(|group| (group, one)));
             }
-            self.map_layers(|number, layer| match by_layer.remove(&number) {
-                Some(one) => crate::gpu::moved(layer, one.direction.values, one.kept, one.share),
-                None => layer,
-            })
+            let mut after = HashMap::new();
+            let model = self.map_encoder(|mut encoder| {
+                if let Some(by) = by_group.remove(&Group::Embeddings) {
+                    let moments;
+                    (encoder, moments) = crate::gpu::moved_embeddings(encoder, by);
+                    after.insert(Group::Embeddings, moments);
+                }
+                encoder.map_layers(|number, mut layer| {
+                    if let Some(by) = by_group.remove(&Group::Layer(number)) {
+                        let moments;
+                        (layer, moments) = crate::gpu::moved_layer(layer, by);
+                        after.insert(Group::Layer(number), moments);
+                    }
+                    layer
+                })
+            });
+            let in_order = groups.into_iter().flatten();
+            let moments = in_order.filter_map(|group| after.remove(&group)).collect();
+            (model, moments)
         }
         #[cfg(not(feature = "gpu"))]
         {
             drop(moves);
-            self
+            (self, Vec::new())
         }
     }
 

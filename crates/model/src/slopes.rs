@@ -6,16 +6,22 @@ use std::ops::Range;
 use burn::module::ParamId;
 use burn::tensor::Tensor;
 
-/// The place of each parameter in a vector.
-pub(crate) type Places = Vec<(ParamId, Range<usize>)>;
+use crate::bundle::Group;
 
 /// None, where nothing goes back by hand.
 #[derive(Default)]
 pub(crate) struct Slopes {
     /// Of each by itself.
     pub(crate) alone: HashMap<ParamId, Tensor<1>>,
-    /// Of each layer, from the last to the first, with the place of each parameter's.
-    pub(crate) of_layers: Vec<(Places, Tensor<1>)>,
+    /// In the order of the way back.
+    pub(crate) of_groups: Vec<OfGroup>,
+}
+
+/// Those of a group's parameters, in one vector.
+pub(crate) struct OfGroup {
+    pub(crate) group: Group,
+    pub(crate) places: Vec<(ParamId, Range<usize>)>,
+    pub(crate) values: Tensor<1>,
 }
 
 #[cfg(feature = "gpu")]
@@ -29,19 +35,17 @@ impl Slopes {
         self.alone.insert(id, slopes);
     }
 
-    /// Those that several passes found.
+    /// Those that several passes found, of the same groups.
     pub(crate) fn plus(mut self, other: Self) -> Self {
         for (id, slopes) in other.alone {
             self.add(id, slopes.unsqueeze());
         }
-        if self.of_layers.is_empty() || other.of_layers.is_empty() {
-            self.of_layers.extend(other.of_layers);
-            return self;
-        }
-        let both = self.of_layers.into_iter().zip(other.of_layers);
-        self.of_layers = both
-            .map(|((places, one), (_, other))| (places, one + other))
-            .collect();
+        let both = self.of_groups.into_iter().zip(other.of_groups);
+        let sum = |(one, other): (OfGroup, OfGroup)| OfGroup {
+            values: one.values + other.values,
+            ..one
+        };
+        self.of_groups = both.map(sum).collect();
         self
     }
 }

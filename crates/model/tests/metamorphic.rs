@@ -146,14 +146,15 @@ fn ways() -> Vec<Way> {
 /// autodiff and without, and with the CPU's own passes where it has them.
 fn ways_of(folder: &Path, change: impl Fn(CrossEncoder) -> CrossEncoder) -> Vec<Way> {
     let golden = Golden::of(folder);
-    let padding = golden.pad_token_id;
     let load = |device: &Device| {
         change(CrossEncoder::load(folder, Head::Required, Some(0.0), device).unwrap())
     };
     let model = load(&Device::flex());
     let graph = |device: Device| {
         let model = load(&device);
-        move |inputs: &[&Encoded]| floats(model.forward(&Batch::new(inputs, padding, &device)))
+        move |inputs: &[&Encoded]| {
+            floats(model.forward(&Batch::new(inputs, model.config(), &device)))
+        }
     };
     let swapped: Vec<(&str, &str)> = golden.pairs().iter().map(|&(q, d)| (d, q)).collect();
     let tokenizer = PairTokenizer::open(folder, 64).unwrap();

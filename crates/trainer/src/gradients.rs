@@ -63,7 +63,7 @@ impl NamedGradients {
             let sum = |(one, other): (Bundle, Bundle)| Bundle {
                 parameters: one.parameters,
                 values: add(one.values, other.values),
-                layer: one.layer,
+                group: one.group,
             };
             let bundles = both.map(sum).collect();
             return Self { bundles, scale };
@@ -104,7 +104,7 @@ impl NamedGradients {
             .map(|bundle| {
                 (
                     bundle.parameters.clone(),
-                    bundle.layer,
+                    bundle.group,
                     bundle.values.dims(),
                 )
             })
@@ -123,7 +123,7 @@ impl NamedGradients {
                 scale,
             })
             .collect();
-        for (parameters, layer, length) in bundles {
+        for (parameters, group, length) in bundles {
             // Replicas are alike, so their gradients are of the same parameters in the same bundles.
             let members = all.iter_mut().zip(devices).map(|(bundles, device)| {
                 let its = bundles.as_mut().and_then(Iterator::next);
@@ -135,7 +135,7 @@ impl NamedGradients {
                 sum.bundles.push(Bundle {
                     parameters,
                     values,
-                    layer,
+                    group,
                 });
             }
         }

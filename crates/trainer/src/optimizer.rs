@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::mem;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use rayon::prelude::*;
-use retort_model::{Bundle, CrossEncoder, ModelConfig, Move, ParameterMapper, ParameterVisitor};
+use retort_model::{
+    Adam, Bundle, CrossEncoder, Group, ModelConfig, Move, ParameterMapper, ParameterVisitor,
+};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -95,7 +98,12 @@ impl AdamW {
         for (gradient, moments) in gradients.bundles.into_iter().zip(moments) {
             update.prepare(gradient, moments);
         }
-        let model = model.moved(mem::take(&mut update.moves));
+        let (moves, parameters): (Vec<Move>, Vec<Parameters>) =
+            mem::take(&mut update.moves).into_iter().unzip();
+        let (model, after) = model.moved(moves);
+        for (its, after) in parameters.into_iter().zip(after) {
+            update.keep(its.with(after));
+        }
         let model = model.map_parameters(&mut update);
         // In the order of the gradients, as the next step's are.
         let its = |name: &String| update.moments.remove(name);
@@ -241,6 +249,24 @@ impl Moments {
     }
 }
 
+/// Of a group, whose moments are with the device meanwhile.
+struct Parameters {
+    places: Vec<(String, Range<usize>)>,
+    group: Option<Group>,
+}
+
+impl Parameters {
+    fn with(self, moments: retort_model::Moments) -> Moments {
+        let mean = Bundle {
+            parameters: self.places,
+            values: moments.mean,
+            group: self.group,
+        };
+        let square = moments.square;
+        Moments { mean, square }
+    }
+}
+
 /// How many values each parameter has.
 struct Sizes(BTreeMap<String, usize>);
 
@@ -256,8 +282,8 @@ struct Update<'a> {
     config: ModelConfig,
     constants: Constants,
     changes: BTreeMap<String, Change>,
-    /// Of whole layers.
-    moves: Vec<Move>,
+    /// Of whole groups, each with its parameters.
+    moves: Vec<(Move, Parameters)>,
     /// Those after the update, by the name of the first parameter.
     moments: BTreeMap<String, Moments>,
 }
@@ -289,6 +315,19 @@ impl Constants {
     fn kept(self, share: f64) -> f64 {
         1.0 - self.learning_rate * share * self.weight_decay
     }
+
+    /// The same for a group whose parameters have that share.
+    fn adam(self, share: f64) -> Adam {
+        Adam {
+            gradient_scale: self.gradient_scale,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            rate: self.learning_rate * share / self.mean_correction,
+            square_correction: self.square_correction,
+            epsilon: self.epsilon,
+            kept: self.kept(share),
+        }
+    }
 }
 
 impl Update<'_> {
@@ -300,21 +339,30 @@ impl Update<'_> {
             self.changes.extend(name.map(|name| (name, change)));
             return;
         }
-        let (direction, moments) = direction(gradient.values, moments, self.constants);
-        let direction = moments.mean.with(direction);
-        let first = moments.mean.parameters.first().map(|(name, _)| name);
-        if let (Some(_), Some(name)) = (direction.layer, first) {
-            let share = self.share(name);
-            self.moves.push(Move {
-                direction,
-                kept: self.constants.kept(share),
-                share,
-            });
-        } else {
-            let directions = direction.apart();
-            let along = directions.map(|(name, its)| (name, Change::Along(its)));
-            self.changes.extend(along);
+        let first = gradient.parameters.first().map(|(name, _)| name);
+        if let (Some(_), Some(name)) = (gradient.group, first) {
+            let adam = self.constants.adam(self.share(name));
+            let Moments { mean, square } = moments;
+            let its = Parameters {
+                places: mean.parameters,
+                group: mean.group,
+            };
+            let moments = retort_model::Moments {
+                mean: mean.values,
+                square,
+            };
+            let by = Move {
+                gradient,
+                moments,
+                adam,
+            };
+            self.moves.push((by, its));
+            return;
         }
+        let (direction, moments) = direction(gradient.values, moments, self.constants);
+        let directions = moments.mean.with(direction).apart();
+        let along = directions.map(|(name, its)| (name, Change::Along(its)));
+        self.changes.extend(along);
         self.keep(moments);
     }
 
@@ -369,7 +417,7 @@ fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Te
     let Bundle {
         parameters,
         values,
-        layer,
+        group,
     } = moments.mean;
     let gradient = gradient.mul_scalar(constants.gradient_scale);
     let mean = values.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
@@ -380,7 +428,7 @@ fn direction(gradient: Tensor<1>, moments: Moments, constants: Constants) -> (Te
     let mean = Bundle {
         parameters,
         values: mean,
-        layer,
+        group,
     };
     (direction, Moments { mean, square })
 }
@@ -397,7 +445,7 @@ fn update_on_host(
     let Bundle {
         parameters,
         values,
-        layer,
+        group,
     } = moments.mean;
     let (mut mean, mut square) = (host(values), host(moments.square));
     #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
@@ -431,7 +479,7 @@ fn update_on_host(
             mean: Bundle {
                 parameters,
                 values: device(mean),
-                layer,
+                group,
             },
             square: device(square),
         },

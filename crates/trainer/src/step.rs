@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use retort_model::{CrossEncoder, Encoded, HostBert};
+use retort_model::{CrossEncoder, Encoded, HostBert, Pass};
 
 use crate::batches::Step;
 use crate::dataset::Example;
@@ -112,15 +112,7 @@ impl StepContext<'_> {
                 let threads = retort_model::parallelism(device);
                 let seed = self.dropout_seed() ^ ((place as u64) << 52);
                 let pass = host.forward(inputs, threads, schedule.tokens_per_pass, seed);
-                let scores =
-                    Tensor::<1>::from_floats(pass.logits.as_slice(), device).require_grad();
-                let loss = loss::weighted_sum(&scores, &part.judged, &self.settings.loss);
-                let value = number(loss.clone())?;
-                let slopes = match scores.grad(&loss.backward()) {
-                    Some(slopes) => numbers(slopes)?,
-                    // A loss that no score moves.
-                    None => vec![0.0; inputs.len()],
-                };
+                let (value, slopes) = self.loss_and_slopes(&pass.logits, &part.judged)?;
                 let gradients = host.backward(&pass, &slopes);
                 Ok(Part {
                     loss: value,
@@ -159,14 +151,20 @@ impl StepContext<'_> {
             let shards = shards.into_iter().map(|shard| whole.part(shard));
             let shards: Vec<(usize, Documents)> = shards.enumerate().collect();
             let ask = |(place, shard): &(usize, Documents)| {
-                self.ask(&students, place % students.len(), scale, shard)
+                self.ask(&students, place % students.len(), shard)
             };
+            let answer =
+                |asked: Asked, (_, shard): &(usize, Documents)| self.answer(asked, scale, shard);
             if *device == Device::flex().autodiff() {
-                return retort_model::parallel_map(&shards, threads, |shard| ask(shard)?.answer());
+                return retort_model::parallel_map(&shards, threads, |shard| {
+                    answer(ask(shard)?, shard)
+                });
             }
             // All GPUs are given their work before one is asked what came of it, from one thread.
             let asked: Vec<_> = shards.iter().map(ask).collect();
-            let parts: Vec<Result<Part>> = asked.into_iter().map(|asked| asked?.answer()).collect();
+            let parts: Vec<Result<Part>> = (asked.into_iter().zip(&shards))
+                .map(|(asked, shard)| answer(asked?, shard))
+                .collect();
             // Not of one GPU while another owes its own.
             if parts.iter().all(Result::is_ok) {
                 retort_model::answered();
@@ -175,15 +173,9 @@ impl StepContext<'_> {
         }))
     }
 
-    /// Forward in passes over pairs of like length, the shard's part of the loss, and backward.
-    fn ask(
-        &self,
-        students: &[&CrossEncoder],
-        replica: usize,
-        scale: f64,
-        shard: &Documents,
-    ) -> Result<Asked> {
-        let student = &students[replica].fork();
+    /// Forward in passes over pairs of like length.
+    fn ask(&self, students: &[&CrossEncoder], replica: usize, shard: &Documents) -> Result<Asked> {
+        let student = students[replica].fork();
         let passes = student.buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
         let mut made = Vec::new();
@@ -193,22 +185,59 @@ impl StepContext<'_> {
             computed_tokens += batch.tokens();
             made.push(student.pass(&batch));
         }
-        // The loss takes judgements in the order of the passes, which spares putting scores back.
-        let places = || passes.iter().flatten().copied();
-        let judged = shard.judged.part(places());
         let scores = Tensor::cat(made.iter().map(|pass| pass.logits.clone()).collect(), 0);
-        let loss = loss::weighted_sum(&scores, &judged, &self.settings.loss);
-        let gradients = loss.clone().mul_scalar(scale).backward();
-        let gradients = NamedGradients::of(student, made, &gradients).scaled_by(scale);
         Ok(Asked {
-            numbers: Tensor::cat(vec![loss.inner(), scores.inner()], 0),
-            places: places().collect(),
+            scores,
+            made,
+            places: passes.into_iter().flatten().collect(),
             // Here, while a GPU is at work.
             constant_loss: self.loss_of(&shard.constant(), shard)?,
             teacher_loss: self.loss_of(&shard.judged.logits(), shard)?,
             computed_tokens,
-            gradients: BTreeMap::from([(replica, gradients)]),
+            student,
+            replica,
         })
+    }
+
+    /// Waits for the scores; the loss, on the CPU, and backward.
+    fn answer(&self, asked: Asked, scale: f64, shard: &Documents) -> Result<Part> {
+        let in_order = numbers(asked.scores.clone().inner())?;
+        // The loss takes judgements in the order of the passes, which spares putting slopes there.
+        let judged = shard.judged.part(asked.places.iter().copied());
+        let (loss, mut slopes) = self.loss_and_slopes(&in_order, &judged)?;
+        for slope in &mut slopes {
+            #[expect(clippy::cast_possible_truncation, reason = "a power of two")]
+            let scale = scale as f32;
+            *slope *= scale;
+        }
+        let slopes = Tensor::<1>::from_floats(slopes.as_slice(), &asked.scores.device());
+        let gradients = (asked.scores * slopes).sum().backward();
+        let gradients = NamedGradients::of(&asked.student, asked.made, &gradients);
+        let mut scores = vec![0.0; asked.places.len()];
+        for (place, score) in asked.places.into_iter().zip(in_order) {
+            scores[place] = score;
+        }
+        Ok(Part {
+            loss,
+            constant_loss: asked.constant_loss,
+            teacher_loss: asked.teacher_loss,
+            scores,
+            computed_tokens: asked.computed_tokens,
+            gradients: BTreeMap::from([(asked.replica, gradients.scaled_by(scale))]),
+        })
+    }
+
+    /// Of these scores, and at them.
+    fn loss_and_slopes(&self, scores: &[f32], judged: &Judged) -> Result<(f64, Vec<f32>)> {
+        let tensor = Tensor::<1>::from_floats(scores, &Device::flex().autodiff()).require_grad();
+        let loss = loss::weighted_sum(&tensor, judged, &self.settings.loss);
+        let value = number(loss.clone().inner())?;
+        let slopes = match tensor.grad(&loss.backward()) {
+            Some(slopes) => numbers(slopes)?,
+            // A loss that no score moves.
+            None => vec![0.0; scores.len()],
+        };
+        Ok((value, slopes))
     }
 
     /// A generator's state can't be saved; a seed a step can be given again.
@@ -275,34 +304,17 @@ impl<'a> Documents<'a> {
 
 /// A shard that a device is at work on.
 struct Asked {
-    /// The loss, then the scores.
-    numbers: Tensor<1>,
+    /// In the order of the passes.
+    scores: Tensor<1>,
+    made: Vec<Pass>,
     /// Which document's each score is.
     places: Vec<usize>,
     constant_loss: f64,
     teacher_loss: f64,
     computed_tokens: usize,
-    gradients: BTreeMap<usize, NamedGradients>,
-}
-
-impl Asked {
-    /// Waits for it.
-    fn answer(self) -> Result<Part> {
-        let mut numbers = numbers(self.numbers)?.into_iter();
-        let loss = numbers.next().map_or(f64::NAN, f64::from);
-        let mut scores = vec![0.0; self.places.len()];
-        for (place, score) in self.places.into_iter().zip(numbers) {
-            scores[place] = score;
-        }
-        Ok(Part {
-            loss,
-            constant_loss: self.constant_loss,
-            teacher_loss: self.teacher_loss,
-            scores,
-            computed_tokens: self.computed_tokens,
-            gradients: self.gradients,
-        })
-    }
+    /// Whose parameters gradients are of.
+    student: CrossEncoder,
+    replica: usize,
 }
 
 /// What a step, or a shard of it, comes to.

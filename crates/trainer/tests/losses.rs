@@ -217,7 +217,8 @@ fn learnt(loss: &str) -> f64 {
     let pairs: Vec<(&str, &str)> = pairs.iter().map(|(q, d)| (&**q, &**d)).collect();
     let tokenizer = PairTokenizer::open(&golden_folder("bert"), 64).unwrap();
     let encoded = tokenizer.encode_pairs(&pairs).unwrap();
-    let batch = Batch::new(&encoded.iter().collect::<Vec<&Encoded>>(), 0, &device);
+    let inputs: Vec<&Encoded> = encoded.iter().collect();
+    let batch = Batch::new(&inputs, student.config(), &device);
 
     let target = |gain: u8| {
         let share = (f32::from(gain) / 3.0).clamp(0.01, 0.99);

@@ -12,8 +12,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_model::{
-    Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, PairTokenizer,
-    ParameterVisitor, Precision, choose, configure, is_transposed,
+    Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, ModelConfig,
+    PairTokenizer, ParameterVisitor, Precision, choose, configure, is_transposed,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -29,9 +29,6 @@ struct Golden {
     /// How many times the tolerance of 32 bits what is computed may be off.
     #[serde(skip, default = "Golden::strictly")]
     slack: f32,
-    /// Not in BERT's file, whose padding token is 0.
-    #[serde(default)]
-    pad_token_id: usize,
     queries: Vec<String>,
     documents: Vec<String>,
     logits: Vec<f32>,
@@ -84,6 +81,10 @@ impl Golden {
         student.with_attention(self.attention).unwrap()
     }
 
+    fn config(&self) -> ModelConfig {
+        ModelConfig::read(&self.folder).unwrap()
+    }
+
     fn encoded(&self) -> Vec<Encoded> {
         let pairs = self.queries.iter().zip(&self.documents);
         let pairs: Vec<(&str, &str)> = pairs.map(|(q, d)| (&**q, &**d)).collect();
@@ -94,7 +95,7 @@ impl Golden {
     fn batch(&self, device: &Device) -> Batch {
         let encoded = self.encoded();
         let inputs: Vec<&Encoded> = encoded.iter().collect();
-        Batch::new(&inputs, self.pad_token_id, device)
+        Batch::new(&inputs, &self.config(), device)
     }
 
     /// The same, the first pair in a batch of its own.
@@ -102,14 +103,15 @@ impl Golden {
         let encoded = self.encoded();
         let inputs: Vec<&Encoded> = encoded.iter().collect();
         let (first, others) = inputs.split_at(1);
-        [first, others].map(|inputs| Batch::new(inputs, self.pad_token_id, device))
+        let config = self.config();
+        [first, others].map(|inputs| Batch::new(inputs, &config, device))
     }
 
     /// The same, in as many blocks as there are pairs.
     fn unpadded(&self, device: &Device) -> Batch {
         let encoded = self.encoded();
         let inputs: Vec<&Encoded> = encoded.iter().collect();
-        Batch::unpadded(&inputs, self.pad_token_id, device)
+        Batch::unpadded(&inputs, &self.config(), device)
     }
 
     fn judged(&self) -> Judged {

@@ -1,12 +1,9 @@
-//! Kernels of a layer of the encoder.
+//! Kernels of the encoder, but for those of attention.
 //!
 //! Each goes once over what it reads, computes in 32 bits, and rounds what it writes to `E`, what
 //! products of matrices are made of. Numbers lie in vectors of `N`; widths are counted in these.
 //!
-//! Shapes: `R` rows (tokens), `D` hidden width, `H` heads. What heads have of a token lies apart from
-//! what they have of the next: `places` says of each row, in four numbers, where the first of its
-//! pair's head rows is, how many tokens the pair has, which of them it is, and a fourth that
-//! [`super::layout`] explains.
+//! Shapes: `R` rows (tokens), `D` hidden width.
 
 #![expect(
     clippy::needless_range_loop,
@@ -16,11 +13,6 @@
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
-
-use crate::attention::UNSEEN;
-
-/// Below any score.
-const LOWEST: f64 = -3e38;
 
 /// One over the root of 2.
 const ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -83,11 +75,11 @@ pub(super) fn apart<N: Size>(
     }
 }
 
-/// Rows that `places` names in its fourth number, as they are and as an operand.
+/// The rows of these numbers, as they are and as an operand.
 #[cube(launch)]
 pub(super) fn pick<E: Float, N: Size>(
     input: &[Vector<f32, N>],
-    places: &[i32],
+    numbers: &[i32],
     rows: &mut [Vector<f32, N>],
     operands: &mut [Vector<E, N>],
     units: usize,
@@ -96,217 +88,12 @@ pub(super) fn pick<E: Float, N: Size>(
     #[define(E)] _element: ElemType,
 ) {
     if ABSOLUTE_POS < units {
-        let row = usize::cast_from(places[ABSOLUTE_POS / width * 4 + 3]);
+        let row = usize::cast_from(numbers[ABSOLUTE_POS / width]);
         let value = input[row * width + ABSOLUTE_POS % width];
         rows[ABSOLUTE_POS] = value;
         if comptime!(rounds) {
             operands[ABSOLUTE_POS] = Vector::cast_from(value);
         }
-    }
-}
-
-/// Projections, `[R, parts * D]`, with their biases, in head rows: `[parts, total, D / H]`. Those of the
-/// first part are scaled.
-#[cube(launch)]
-pub(super) fn to_heads<E: Float, N: Size>(
-    input: &[Vector<E, N>],
-    first: &[Vector<f32, N>],
-    second: &[Vector<f32, N>],
-    third: &[Vector<f32, N>],
-    places: &[i32],
-    output: &mut [Vector<E, N>],
-    units: usize,
-    #[comptime] parts: usize,
-    #[comptime] width: usize,
-    #[comptime] depth: usize,
-    total: usize,
-    scale: f32,
-    #[define(E)] _element: ElemType,
-) {
-    if ABSOLUTE_POS < units {
-        let row = ABSOLUTE_POS / (parts * width);
-        let column = ABSOLUTE_POS % (parts * width);
-        let part = column / width;
-        let within = column % width;
-        let mut bias = first[within];
-        if part == 1 {
-            bias = second[within];
-        }
-        if part == 2 {
-            bias = third[within];
-        }
-        let mut value = Vector::<f32, N>::cast_from(input[ABSOLUTE_POS]) + bias;
-        if part == 0 {
-            value *= Vector::new(scale);
-        }
-        let head_row = head_row(places, row, within / depth);
-        output[(part * total + head_row) * depth + within % depth] = Vector::cast_from(value);
-    }
-}
-
-/// The way back through [`to_heads()`], and of each chunk of rows the sums, for the biases.
-#[cube(launch)]
-pub(super) fn out_of_heads<E: Float, N: Size>(
-    input: &[Vector<E, N>],
-    places: &[i32],
-    output: &mut [Vector<E, N>],
-    sums: &mut [Vector<f32, N>],
-    rows: usize,
-    chunk: usize,
-    #[comptime] parts: usize,
-    #[comptime] width: usize,
-    #[comptime] depth: usize,
-    total: usize,
-    scale: f32,
-    sums_width: usize,
-    sums_begin: usize,
-    sums_apart: usize,
-    #[define(E)] _element: ElemType,
-) {
-    let column = ABSOLUTE_POS_X as usize;
-    if column < parts * width {
-        let part = column / width;
-        let within = column % width;
-        let mut factor = 1.0f32;
-        if part == 0 {
-            factor = scale;
-        }
-        let number = CUBE_POS_Y as usize;
-        let begin = number * chunk;
-        let end = least(begin + chunk, rows);
-        let mut sum = Vector::<f32, N>::new(0.0f32);
-        for row in begin..end {
-            let head_row = head_row(places, row, within / depth);
-            let read = input[(part * total + head_row) * depth + within % depth];
-            let value = Vector::<f32, N>::cast_from(read) * Vector::new(factor);
-            output[row * parts * width + column] = Vector::cast_from(value);
-            sum += value;
-        }
-        sums[number * sums_width + sums_begin + part * sums_apart + within] = sum;
-    }
-}
-
-/// Of scores, each row's highest taken off, the exponentials in their place, and each row's sum.
-#[cube(launch)]
-pub(super) fn exponentials<E: Float, N: Size>(
-    scores: &mut [Vector<E, N>],
-    mask: &[Vector<f32, N>],
-    sums: &mut [f32],
-    rows: usize,
-    width: usize,
-    rows_of_pair: usize,
-    mask_begin: usize,
-    sums_begin: usize,
-    #[comptime] lanes: usize,
-    #[comptime] side: usize,
-    #[define(E)] _element: ElemType,
-) {
-    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
-    let lane = UNIT_POS_X as usize;
-    let row = CUBE_POS * side + UNIT_POS_Y as usize;
-    let begin = row * width;
-    let seen = mask_begin + row / rows_of_pair * width;
-    let mut highest = f32::new(LOWEST);
-    if row < rows {
-        let mut at = lane;
-        while at < width {
-            let score = Vector::<f32, N>::cast_from(scores[begin + at]) + added(mask[seen + at]);
-            highest = largest(highest, highest_within(score));
-            at += lanes;
-        }
-    }
-    let highest = over_lanes(highest, &mut scratch, lanes, true);
-    let mut sum = 0.0f32;
-    if row < rows {
-        let mut at = lane;
-        while at < width {
-            let score = Vector::<f32, N>::cast_from(scores[begin + at]) + added(mask[seen + at]);
-            let value = (score - Vector::new(highest)).exp();
-            scores[begin + at] = Vector::cast_from(value);
-            sum += across(value);
-            at += lanes;
-        }
-    }
-    let sum = over_lanes(sum, &mut scratch, lanes, false);
-    if row < rows && lane == 0 {
-        sums[sums_begin + row] = sum;
-    }
-}
-
-/// What heads found, over the sums of their rows, side by side: `[R, D]`.
-#[cube(launch)]
-pub(super) fn context<E: Float, N: Size>(
-    input: &[Vector<E, N>],
-    sums: &[f32],
-    places: &[i32],
-    output: &mut [Vector<E, N>],
-    units: usize,
-    #[comptime] width: usize,
-    #[comptime] depth: usize,
-    #[define(E)] _element: ElemType,
-) {
-    if ABSOLUTE_POS < units {
-        let within = ABSOLUTE_POS % width;
-        let head_row = head_row(places, ABSOLUTE_POS / width, within / depth);
-        let value = Vector::<f32, N>::cast_from(input[head_row * depth + within % depth]);
-        let value = value / Vector::new(sums[head_row]);
-        output[ABSOLUTE_POS] = Vector::cast_from(value);
-    }
-}
-
-/// The slopes at what [`context()`] was given, in head rows, and of each head row the product of its
-/// slopes and its context: the mean that the way back through softmax takes. Lanes are at least as many as
-/// a head row has vectors.
-#[cube(launch)]
-pub(super) fn context_back<E: Float, N: Size>(
-    slopes: &[Vector<E, N>],
-    context: &[Vector<E, N>],
-    sums: &[f32],
-    places: &[i32],
-    output: &mut [Vector<E, N>],
-    means: &mut [f32],
-    rows: usize,
-    #[comptime] heads: usize,
-    #[comptime] depth: usize,
-    #[comptime] lanes: usize,
-    #[comptime] side: usize,
-    #[define(E)] _element: ElemType,
-) {
-    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
-    let lane = UNIT_POS_X as usize;
-    let number = CUBE_POS * side + UNIT_POS_Y as usize;
-    // Beyond the last, the last again, which is not written.
-    let of_head = least(number, rows - 1);
-    let head_row = head_row(places, of_head / heads, of_head % heads);
-    let mut product = 0.0f32;
-    if number < rows && lane < depth {
-        let at = of_head * depth + lane;
-        let slope = Vector::<f32, N>::cast_from(slopes[at]) / Vector::new(sums[head_row]);
-        product = across(slope * Vector::<f32, N>::cast_from(context[at]));
-        output[head_row * depth + lane] = Vector::cast_from(slope);
-    }
-    let mean = over_lanes(product, &mut scratch, lanes, false);
-    if number < rows && lane == 0 {
-        means[head_row] = mean;
-    }
-}
-
-/// The slopes at scores, in the place of those at the weights that they became.
-#[cube(launch)]
-pub(super) fn exponentials_back<E: Float, N: Size>(
-    slopes: &mut [Vector<E, N>],
-    exponentials: &[Vector<E, N>],
-    means: &[f32],
-    units: usize,
-    width: usize,
-    means_begin: usize,
-    #[define(E)] _element: ElemType,
-) {
-    if ABSOLUTE_POS < units {
-        let mean = Vector::<f32, N>::new(means[means_begin + ABSOLUTE_POS / width]);
-        let slope = Vector::<f32, N>::cast_from(slopes[ABSOLUTE_POS]) - mean;
-        let weight = Vector::<f32, N>::cast_from(exponentials[ABSOLUTE_POS]);
-        slopes[ABSOLUTE_POS] = Vector::cast_from(slope * weight);
     }
 }
 
@@ -332,7 +119,6 @@ pub(super) fn add_and_norm<E: Float, N: Size>(
     #[comptime] rounds: bool,
     #[define(E)] _element: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
     let lane = UNIT_POS_X as usize;
     let row = CUBE_POS * side + UNIT_POS_Y as usize;
     let begin = row * width;
@@ -348,38 +134,107 @@ pub(super) fn add_and_norm<E: Float, N: Size>(
             at += lanes;
         }
     }
-    let mean = over_lanes(sum, &mut scratch, lanes, false) / count;
-    let mut squares = 0.0f32;
+    normalise(
+        sum, scale, shift, output, operand, normed, inverses, row, rows, width, count, epsilon,
+        lanes, side, rounds,
+    );
+}
+
+/// The sum of each token's embeddings, normalised: as it is scaled and shifted, and what the way back takes.
+/// `ids` has the words of all tokens, then their positions, then their segments.
+#[cube(launch)]
+pub(super) fn embed<N: Size>(
+    words: &[Vector<f32, N>],
+    positions: &[Vector<f32, N>],
+    segments: &[Vector<f32, N>],
+    ids: &[i32],
+    scale: &[Vector<f32, N>],
+    shift: &[Vector<f32, N>],
+    output: &mut [Vector<f32, N>],
+    none: &mut [Vector<f32, N>],
+    normed: &mut [Vector<f32, N>],
+    inverses: &mut [f32],
+    rows: usize,
+    width: usize,
+    count: f32,
+    epsilon: f32,
+    #[comptime] lanes: usize,
+    #[comptime] side: usize,
+    #[comptime] has_positions: bool,
+    #[comptime] has_segments: bool,
+) {
+    let lane = UNIT_POS_X as usize;
+    let row = CUBE_POS * side + UNIT_POS_Y as usize;
+    let mut sum = 0.0f32;
     if row < rows {
+        let word = usize::cast_from(ids[row]) * width;
+        let position = usize::cast_from(ids[rows + row]) * width;
+        let segment = usize::cast_from(ids[2 * rows + row]) * width;
         let mut at = lane;
         while at < width {
-            let centred = normed[begin + at] - Vector::new(mean);
-            squares += across(centred * centred);
+            let mut value = words[word + at];
+            if comptime!(has_positions) {
+                value += positions[position + at];
+            }
+            if comptime!(has_segments) {
+                value += segments[segment + at];
+            }
+            normed[row * width + at] = value;
+            sum += across(value);
             at += lanes;
         }
     }
-    let variance = over_lanes(squares, &mut scratch, lanes, false) / count;
-    let inverse = 1.0f32 / (variance + epsilon).sqrt();
-    if row < rows {
-        let mut at = lane;
-        while at < width {
-            let value = (normed[begin + at] - Vector::new(mean)) * Vector::new(inverse);
-            normed[begin + at] = value;
-            let value = value * scale[at] + shift[at];
-            output[begin + at] = value;
-            if comptime!(rounds) {
-                operand[begin + at] = Vector::cast_from(value);
-            }
-            at += lanes;
+    normalise(
+        sum, scale, shift, output, none, normed, inverses, row, rows, width, count, epsilon, lanes,
+        side, false,
+    );
+}
+
+/// Sums of rows: of those from a chunk's first up to its last in `order`, which has a row's number.
+#[cube(launch)]
+pub(super) fn gathered<N: Size>(
+    input: &[Vector<f32, N>],
+    order: &[i32],
+    chunks: &[i32],
+    output: &mut [Vector<f32, N>],
+    units: usize,
+    #[comptime] width: usize,
+) {
+    if ABSOLUTE_POS < units {
+        let chunk = ABSOLUTE_POS / width * 2;
+        let column = ABSOLUTE_POS % width;
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        for place in usize::cast_from(chunks[chunk])..usize::cast_from(chunks[chunk + 1]) {
+            sum += input[usize::cast_from(order[place]) * width + column];
         }
-        if lane == 0 {
-            inverses[row] = inverse;
+        output[ABSOLUTE_POS] = sum;
+    }
+}
+
+/// Sums of rows that lie side by side: `targets` has where each goes, in numbers of the output, and which
+/// rows it is of.
+#[cube(launch)]
+pub(super) fn scattered<N: Size>(
+    input: &[Vector<f32, N>],
+    targets: &[i32],
+    output: &mut [Vector<f32, N>],
+    units: usize,
+    #[comptime] width: usize,
+    #[comptime] vector: usize,
+) {
+    if ABSOLUTE_POS < units {
+        let target = ABSOLUTE_POS / width * 3;
+        let column = ABSOLUTE_POS % width;
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        for row in usize::cast_from(targets[target + 1])..usize::cast_from(targets[target + 2]) {
+            sum += input[row * width + column];
         }
+        output[usize::cast_from(targets[target]) / vector + column] = sum;
     }
 }
 
 /// The way back through a layer norm, of a chunk of rows: the slopes at its input, the same as an
-/// operand, and the sums for scale, shift and the bias that was added before it.
+/// operand, and the sums for scale, shift and, where one was, the bias that was added before it.
 #[cube(launch)]
 pub(super) fn norm_back<E: Float, N: Size>(
     slopes: &[Vector<f32, N>],
@@ -400,6 +255,7 @@ pub(super) fn norm_back<E: Float, N: Size>(
     #[comptime] width: usize,
     #[comptime] lanes: usize,
     #[comptime] adds: bool,
+    #[comptime] has_bias: bool,
     #[comptime] rounds: bool,
     #[define(E)] _element: ElemType,
 ) {
@@ -462,7 +318,9 @@ pub(super) fn norm_back<E: Float, N: Size>(
     while at < width {
         sums[first + of_scale + at] = own[at];
         sums[first + of_shift + at] = own[width + at];
-        sums[first + of_bias + at] = own[2 * width + at];
+        if comptime!(has_bias) {
+            sums[first + of_bias + at] = own[2 * width + at];
+        }
         at += lanes;
     }
 }
@@ -518,6 +376,34 @@ pub(super) fn gelu_back<E: Float, N: Size>(
     }
 }
 
+/// Of each chunk of rows, `[rows, parts * width]`, the sums of the columns.
+#[cube(launch)]
+pub(super) fn columns<E: Float, N: Size>(
+    input: &[Vector<E, N>],
+    sums: &mut [Vector<f32, N>],
+    rows: usize,
+    chunk: usize,
+    #[comptime] parts: usize,
+    #[comptime] width: usize,
+    sums_width: usize,
+    sums_begin: usize,
+    sums_apart: usize,
+    #[define(E)] _element: ElemType,
+) {
+    let column = ABSOLUTE_POS_X as usize;
+    if column < parts * width {
+        let number = CUBE_POS_Y as usize;
+        let begin = number * chunk;
+        let end = least(begin + chunk, rows);
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        for row in begin..end {
+            sum += Vector::cast_from(input[row * parts * width + column]);
+        }
+        let place = column / width * sums_apart + column % width;
+        sums[number * sums_width + sums_begin + place] = sum;
+    }
+}
+
 /// The sums of all chunks: `[chunks, width]`, of which the output has the columns from where it begins.
 #[cube(launch)]
 pub(super) fn over_chunks(
@@ -550,14 +436,14 @@ pub(super) fn over_chunks(
     }
 }
 
-/// A product and what is added to it: to all rows, or to those of first tokens, which the fourth number
-/// of `places` counts.
+/// A product and what is added to it: to all rows, or to the first of each pair, where `pair_of_first` says
+/// which pair's that is, and elsewhere -1.
 #[cube(launch)]
 pub(super) fn add<E: Float, N: Size>(
     product: &[Vector<E, N>],
     residual: &[Vector<f32, N>],
     other: &[Vector<E, N>],
-    places: &[i32],
+    pair_of_first: &[i32],
     output: &mut [Vector<f32, N>],
     units: usize,
     #[comptime] width: usize,
@@ -567,10 +453,9 @@ pub(super) fn add<E: Float, N: Size>(
     if ABSOLUTE_POS < units {
         let mut value = Vector::<f32, N>::cast_from(product[ABSOLUTE_POS]);
         if comptime!(to_first) {
-            let place = ABSOLUTE_POS / width * 4;
-            if places[place + 2] == 0 {
-                let pair = usize::cast_from(places[place + 3]);
-                let at = pair * width + ABSOLUTE_POS % width;
+            let pair = pair_of_first[ABSOLUTE_POS / width];
+            if pair >= 0 {
+                let at = usize::cast_from(pair) * width + ABSOLUTE_POS % width;
                 value += residual[at] + Vector::<f32, N>::cast_from(other[at]);
             }
         } else {
@@ -580,49 +465,99 @@ pub(super) fn add<E: Float, N: Size>(
     }
 }
 
-/// Parameters after a step: what is kept of them, less their share of a direction. The input is what lies
-/// in `direction` and `output` from `begin` on; of what begins at `whole` or behind it, all is kept.
+/// Parameters and their gradients' running means after a step of AdamW. The input is what lies in all others
+/// from `begin` on; what begins at `whole` or behind it does not decay.
 #[cube(launch)]
-pub(super) fn moved<N: Size>(
+pub(super) fn adam<N: Size>(
     input: &[Vector<f32, N>],
-    direction: &[Vector<f32, N>],
+    gradient: &[Vector<f32, N>],
+    mean: &[Vector<f32, N>],
+    square: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
+    new_mean: &mut [Vector<f32, N>],
+    new_square: &mut [Vector<f32, N>],
     units: usize,
     begin: usize,
     whole: usize,
+    gradient_scale: f32,
+    beta1: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    rate: f32,
+    square_correction: f32,
+    epsilon: f32,
     kept: f32,
-    share: f32,
 ) {
     if ABSOLUTE_POS < units {
         let at = begin + ABSOLUTE_POS;
-        let factor = select(at < whole, kept, 1.0f32);
-        let before = input[ABSOLUTE_POS] * Vector::new(factor);
-        output[at] = before - direction[at] * Vector::new(share);
+        let gradient = gradient[at] * Vector::new(gradient_scale);
+        let mean = mean[at] * Vector::new(beta1) + gradient * Vector::new(rest1);
+        let square = square[at] * Vector::new(beta2) + gradient * gradient * Vector::new(rest2);
+        new_mean[at] = mean;
+        new_square[at] = square;
+        let root = (square / Vector::new(square_correction)).sqrt() + Vector::new(epsilon);
+        let before = input[ABSOLUTE_POS] * Vector::new(select(at < whole, kept, 1.0f32));
+        output[at] = before - mean * Vector::new(rate) / root;
     }
 }
 
-/// The head row of a row's head.
+/// Rows of a layer norm's input, which its lanes wrote into `normed` and of which each has its part of the
+/// `sum`.
 #[cube]
-fn head_row(places: &[i32], row: usize, head: usize) -> usize {
-    let first = usize::cast_from(places[row * 4]);
-    let tokens = usize::cast_from(places[row * 4 + 1]);
-    first + head * tokens + usize::cast_from(places[row * 4 + 2])
+fn normalise<E: Float, N: Size>(
+    sum: f32,
+    scale: &[Vector<f32, N>],
+    shift: &[Vector<f32, N>],
+    output: &mut [Vector<f32, N>],
+    operand: &mut [Vector<E, N>],
+    normed: &mut [Vector<f32, N>],
+    inverses: &mut [f32],
+    row: usize,
+    rows: usize,
+    width: usize,
+    count: f32,
+    epsilon: f32,
+    #[comptime] lanes: usize,
+    #[comptime] side: usize,
+    #[comptime] rounds: bool,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
+    let lane = UNIT_POS_X as usize;
+    let begin = row * width;
+    let mean = over_lanes(sum, &mut scratch, lanes) / count;
+    let mut squares = 0.0f32;
+    if row < rows {
+        let mut at = lane;
+        while at < width {
+            let centred = normed[begin + at] - Vector::new(mean);
+            squares += across(centred * centred);
+            at += lanes;
+        }
+    }
+    let variance = over_lanes(squares, &mut scratch, lanes) / count;
+    let inverse = 1.0f32 / (variance + epsilon).sqrt();
+    if row < rows {
+        let mut at = lane;
+        while at < width {
+            let value = (normed[begin + at] - Vector::new(mean)) * Vector::new(inverse);
+            normed[begin + at] = value;
+            let value = value * scale[at] + shift[at];
+            output[begin + at] = value;
+            if comptime!(rounds) {
+                operand[begin + at] = Vector::cast_from(value);
+            }
+            at += lanes;
+        }
+        if lane == 0 {
+            inverses[row] = inverse;
+        }
+    }
 }
 
 #[cube]
-fn least(one: usize, other: usize) -> usize {
+pub(super) fn least(one: usize, other: usize) -> usize {
     select(one < other, one, other)
-}
-
-#[cube]
-fn largest(one: f32, other: f32) -> f32 {
-    select(one > other, one, other)
-}
-
-/// What a mask, 1 for a token and 0 for padding, adds to scores.
-#[cube]
-fn added<N: Size>(mask: Vector<f32, N>) -> Vector<f32, N> {
-    (Vector::new(1.0f32) - mask) * Vector::new(f32::new(UNSEEN))
 }
 
 /// Φ.
@@ -634,7 +569,7 @@ fn cumulative<N: Size>(input: Vector<f32, N>) -> Vector<f32, N> {
 
 /// The sum of a vector's numbers.
 #[cube]
-fn across<N: Size>(vector: Vector<f32, N>) -> f32 {
+pub(super) fn across<N: Size>(vector: Vector<f32, N>) -> f32 {
     let mut sum = 0.0f32;
     #[unroll]
     for place in 0..N::value() {
@@ -643,25 +578,9 @@ fn across<N: Size>(vector: Vector<f32, N>) -> f32 {
     sum
 }
 
-/// The largest of a vector's numbers.
+/// The sum of what the lanes of a row have, for each of them.
 #[cube]
-fn highest_within<N: Size>(vector: Vector<f32, N>) -> f32 {
-    let mut highest = f32::new(LOWEST);
-    #[unroll]
-    for place in 0..N::value() {
-        highest = largest(highest, vector.extract(place));
-    }
-    highest
-}
-
-/// The sum, or the largest, of what the lanes of a row have, for each of them.
-#[cube]
-fn over_lanes(
-    value: f32,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] lanes: usize,
-    #[comptime] of_highest: bool,
-) -> f32 {
+fn over_lanes(value: f32, scratch: &mut Shared<[f32]>, #[comptime] lanes: usize) -> f32 {
     let lane = UNIT_POS_X as usize;
     let begin = UNIT_POS_Y as usize * lanes;
     // What was there before, all have read.
@@ -671,13 +590,8 @@ fn over_lanes(
     let mut half = CUBE_DIM_X as usize / 2;
     while half > 0 {
         if lane < half {
-            let one = scratch[begin + lane];
             let other = scratch[begin + lane + half];
-            if comptime!(of_highest) {
-                scratch[begin + lane] = largest(one, other);
-            } else {
-                scratch[begin + lane] = one + other;
-            }
+            scratch[begin + lane] += other;
         }
         sync_cube();
         half /= 2;

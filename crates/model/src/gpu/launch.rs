@@ -1,4 +1,4 @@
-//! Kernels of a layer, started: each with its shapes, and memory for what comes of it.
+//! Kernels of the encoder, started: each with its shapes, and memory for what comes of it.
 //!
 //! Shapes are those of [`super::layer`].
 
@@ -7,18 +7,18 @@ use burn::cubecl::client::Client;
 use burn::cubecl::ir::{ElemType, FloatKind};
 use burn::cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use burn::tensor::{DType, Shape};
-use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeDevice};
 
-use super::layout::{INNER_BIAS, KEY_BIAS, Places, QUERY_BIAS};
-use super::{Work, kernels};
-use crate::blocks::Block;
+use super::layer::Asked;
+use super::layout::{INNER_BIAS, KEY_BIAS, POSITIONS, QUERY_BIAS, SEGMENTS, Told};
+use super::{EmbeddingWeights, Frame, LayerWeights, attend, kernels};
 
 /// Where the slopes at parameters go.
 pub(super) struct Goal<'a> {
     gpu: &'a Gpu<'a>,
-    /// As [`super::layout::Slopes`] has them.
+    /// As [`super::layout::Places`] has them.
     slopes: CubeTensor,
     /// Of those that are vectors, the sums of each chunk of rows, chunk by chunk.
     sums: CubeTensor,
@@ -30,16 +30,17 @@ const CHUNK: usize = 8;
 const CHUNKS: usize = 512;
 
 impl<'a> Goal<'a> {
-    pub(super) fn new(gpu: &'a Gpu<'a>) -> Self {
-        let slopes = gpu.work.slopes;
-        let rows = gpu.work.layout.all.rows;
+    /// Where `begins_with_zeros`, slopes are 0 that are not written.
+    pub(super) fn new(gpu: &'a Gpu<'a>, begins_with_zeros: bool) -> Self {
+        let places = &gpu.frame.places;
+        let rows = gpu.frame.layout.rows;
         let chunks = rows.div_ceil(rows.div_ceil(CHUNKS).max(CHUNK)).max(1);
-        let sums = chunks * (slopes.length() - slopes.vectors());
+        let sums = chunks * (places.length - places.vectors);
         // What lies between parameters is summed with them.
-        let (slopes, sums) = if slopes.has_gaps() {
-            (gpu.zeros(slopes.length()), gpu.zeros(sums))
+        let (slopes, sums) = if begins_with_zeros || places.has_gaps() {
+            (gpu.zeros(places.length), gpu.zeros(sums))
         } else {
-            let slopes = gpu.empty([slopes.length()], DType::F32);
+            let slopes = gpu.empty([places.length], DType::F32);
             (slopes, gpu.empty([sums], DType::F32))
         };
         Self {
@@ -53,7 +54,7 @@ impl<'a> Goal<'a> {
     /// The slopes at a matrix: the product of what it was multiplied with, `[R, D]` transposed, and of
     /// the slopes at what came out, `[R, I]`.
     pub(super) fn product(&self, which: usize, input: &CubeTensor, slopes: &CubeTensor) {
-        let range = self.gpu.work.slopes.ranges()[which].clone();
+        let range = self.gpu.frame.places.ranges[which].clone();
         let shape = [width(input), width(slopes)];
         let output = view(&self.slopes, range.start, shape.into());
         product_into(transposed(input.clone()), slopes.clone(), output);
@@ -65,7 +66,7 @@ impl<'a> Goal<'a> {
         let shape = [width(input), width(slopes)];
         let output = gpu.empty(shape, DType::F32);
         product_into(transposed(input.clone()), slopes.clone(), output.clone());
-        let ranges = gpu.work.slopes.ranges();
+        let ranges = &gpu.frame.places.ranges;
         let begin = |number: usize| which.get(number).map_or(0, |which| ranges[*which].start);
         let units = shape[0] * shape[1] / gpu.vector;
         let (count, dim) = gpu.elementwise(units);
@@ -85,6 +86,67 @@ impl<'a> Goal<'a> {
         );
     }
 
+    /// The slopes at biases, whose places follow one another, from those at what they were added to, side
+    /// by side: `[R, parts * D]`.
+    pub(super) fn biases(&self, which: &[usize], slopes: &CubeTensor) {
+        let gpu = self.gpu;
+        let (rows, width) = (rows(slopes), width(slopes));
+        kernels::columns::launch(
+            &gpu.client,
+            gpu.by_columns(width, self),
+            CubeDim::new_1d(count(COLUMNS)),
+            gpu.vector,
+            read(slopes),
+            read(&self.sums),
+            rows,
+            self.chunk(rows),
+            which.len(),
+            width / which.len() / gpu.vector,
+            self.sums_width(),
+            self.place(which[0]),
+            self.place(KEY_BIAS) - self.place(QUERY_BIAS),
+            gpu.element(),
+        );
+    }
+
+    /// The slopes at tables, from those at the sums of their rows, `[N, D]`; at rows that no token has, 0.
+    pub(super) fn tables(&self, slopes: &CubeTensor) {
+        let gpu = self.gpu;
+        let layout = &gpu.frame.layout;
+        let width = width(slopes);
+        let (chunks, numbers) = layout.told(Told::Chunks, slopes);
+        let sums = gpu.empty([numbers / 2, width], DType::F32);
+        let units = numbers / 2 * width / gpu.vector;
+        let (count, dim) = gpu.elementwise(units);
+        kernels::gathered::launch(
+            &gpu.client,
+            count,
+            dim,
+            gpu.vector,
+            read(slopes),
+            read(&layout.told(Told::Order, slopes).0),
+            read(&chunks),
+            read(&sums),
+            units,
+            width / gpu.vector,
+        );
+        let (targets, numbers) = layout.told(Told::Targets, slopes);
+        let units = numbers / 3 * width / gpu.vector;
+        let (count, dim) = gpu.elementwise(units);
+        kernels::scattered::launch(
+            &gpu.client,
+            count,
+            dim,
+            gpu.vector,
+            read(&sums),
+            read(&targets),
+            read(&self.slopes),
+            units,
+            width / gpu.vector,
+            gpu.vector,
+        );
+    }
+
     /// Rows of which each chunk has its part.
     fn chunk(&self, rows: usize) -> usize {
         rows.div_ceil(self.chunks)
@@ -92,13 +154,13 @@ impl<'a> Goal<'a> {
 
     /// Where, among the sums of a chunk, those of a parameter are, in vectors.
     fn place(&self, which: usize) -> usize {
-        let slopes = self.gpu.work.slopes;
-        (slopes.ranges()[which].start - slopes.vectors()) / self.gpu.vector
+        let places = &self.gpu.frame.places;
+        (places.ranges[which].start - places.vectors) / self.gpu.vector
     }
 
     fn sums_width(&self) -> usize {
-        let slopes = self.gpu.work.slopes;
-        (slopes.length() - slopes.vectors()) / self.gpu.vector
+        let places = &self.gpu.frame.places;
+        (places.length - places.vectors) / self.gpu.vector
     }
 
     /// All of them, in their places.
@@ -113,7 +175,7 @@ impl<'a> Goal<'a> {
             read(&self.slopes),
             self.chunks,
             width,
-            gpu.work.slopes.vectors(),
+            gpu.frame.places.vectors,
             LANES,
             SIDE,
         );
@@ -143,48 +205,26 @@ const IN_A_ROW: usize = 1 << 15;
 pub(super) struct Gpu<'a> {
     client: Client,
     device: CubeDevice,
-    pub(super) work: &'a Work,
+    frame: &'a Frame,
     operand: DType,
     /// Numbers that are read at once.
     vector: usize,
 }
 
 impl<'a> Gpu<'a> {
-    pub(super) fn new(like: &CubeTensor, work: &'a Work) -> Self {
-        let depth = work.slopes.width / work.layout.heads;
+    pub(super) fn new(like: &CubeTensor, frame: &'a Frame) -> Self {
         Self {
             client: like.client.clone(),
             device: like.device.clone(),
-            work,
-            operand: work.operand,
-            vector: vector_of(depth, work.slopes.inner),
+            frame,
+            operand: frame.operand,
+            vector: vector_of(frame.width / frame.layout.heads, frame.inner),
         }
     }
 
-    pub(super) fn asking(&self) -> &Places {
-        self.work.asking()
-    }
-
-    /// The block as those lie in it that ask.
-    pub(super) fn asking_block(&self, block: Block) -> Block {
-        let tokens = if self.work.is_last { 1 } else { block.tokens };
-        Block { tokens, ..block }
-    }
-
-    /// `[B, H, R, T]`
-    pub(super) fn score_shape(&self, block: Block) -> [usize; 4] {
-        let rows = self.asking_block(block).tokens;
-        [block.pairs, self.work.layout.heads, rows, block.tokens]
-    }
-
     /// Of a head.
-    pub(super) fn depth(&self) -> usize {
-        self.work.slopes.width / self.work.layout.heads
-    }
-
-    /// What queries are scaled by.
-    pub(super) fn query_scale(&self) -> f32 {
-        1.0 / (self.depth() as f32).sqrt()
+    fn depth(&self) -> usize {
+        self.frame.width / self.frame.layout.heads
     }
 
     /// Whether operands are rounded.
@@ -200,7 +240,7 @@ impl<'a> Gpu<'a> {
         })
     }
 
-    pub(super) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
         let shape = shape.into();
         let handle = self.client.empty(shape.num_elements() * dtype.size());
         CubeTensor::new_contiguous(
@@ -212,6 +252,11 @@ impl<'a> Gpu<'a> {
         )
     }
 
+    /// As large as another, without its numbers.
+    pub(super) fn like(&self, other: &CubeTensor) -> CubeTensor {
+        self.empty(other.meta.shape().clone(), other.dtype)
+    }
+
     /// A vector: of what has rows, Burn may pad these.
     fn zeros(&self, length: usize) -> CubeTensor {
         burn_cubecl::ops::numeric::zeros(self.device.clone(), [length].into(), DType::F32)
@@ -220,21 +265,6 @@ impl<'a> Gpu<'a> {
     /// In the place of what is not written.
     fn none(&self) -> CubeTensor {
         self.empty([4], DType::F32)
-    }
-
-    /// Head rows of a block: `[B, H, T, D / H]`.
-    pub(super) fn block_of(
-        &self,
-        heads: &CubeTensor,
-        part: usize,
-        places: &Places,
-        number: usize,
-        block: Block,
-    ) -> CubeTensor {
-        let depth = self.depth();
-        let begin = (part * places.total + places.begins[number]) * depth;
-        let shape = [block.pairs, self.work.layout.heads, block.tokens, depth];
-        view(heads, begin, shape.into())
     }
 
     pub(super) fn product(&self, left: &CubeTensor, right: &CubeTensor) -> CubeTensor {
@@ -278,7 +308,7 @@ impl<'a> Gpu<'a> {
 
     /// The first row of each pair, as it is and as an operand.
     pub(super) fn pick(&self, hidden: &CubeTensor) -> (CubeTensor, CubeTensor) {
-        let shape = self.work.output();
+        let shape = self.frame.output();
         let rows = self.empty(shape, DType::F32);
         let operands = if self.rounds() {
             self.empty(shape, self.operand)
@@ -293,7 +323,7 @@ impl<'a> Gpu<'a> {
             dim,
             self.vector,
             read(hidden),
-            read(&self.work.layout.first.on_device(hidden)),
+            read(&self.frame.layout.told(Told::Firsts, hidden).0),
             read(&rows),
             read(&operands),
             units,
@@ -309,192 +339,159 @@ impl<'a> Gpu<'a> {
         (rows, operands)
     }
 
-    /// Projections, `[R, parts * D]`, in head rows, with their biases: `[parts, head rows, D / H]`.
-    pub(super) fn to_heads(
+    /// What each row finds that asks, `[R, D]`, and the logarithms of its heads' sums, `[R, H]`.
+    pub(super) fn attend(
         &self,
-        projected: &CubeTensor,
-        biases: &[&CubeTensor],
-        places: &Places,
-        scale: f32,
-    ) -> CubeTensor {
-        let output = self.empty([biases.len(), places.total, self.depth()], self.operand);
-        let units = rows(projected) * width(projected) / self.vector;
-        let bias = |number: usize| read(biases[number.min(biases.len() - 1)]);
-        let (count, dim) = self.elementwise(units);
-        kernels::to_heads::launch(
-            &self.client,
-            count,
-            dim,
-            self.vector,
-            read(projected),
-            bias(0),
-            bias(1),
-            bias(2),
-            read(&places.on_device(projected)),
-            read(&output),
-            units,
-            biases.len(),
-            self.work.slopes.width / self.vector,
-            self.depth() / self.vector,
-            places.total,
-            scale,
-            self.element(),
-        );
-        output
-    }
-
-    /// The way back through [`Gpu::to_heads`]; the biases are that one and those behind it.
-    pub(super) fn out_of_heads(
-        &self,
-        slopes: &CubeTensor,
-        places: &Places,
-        scale: f32,
-        into: &Goal,
-        first_bias: usize,
-    ) -> CubeTensor {
-        let parts = slopes.meta.shape()[0];
-        let width = parts * self.work.slopes.width;
-        let output = self.empty([places.rows, width], self.operand);
-        kernels::out_of_heads::launch(
-            &self.client,
-            self.by_columns(width, into),
-            CubeDim::new_1d(count(COLUMNS)),
-            self.vector,
-            read(slopes),
-            read(&places.on_device(slopes)),
-            read(&output),
-            read(&into.sums),
-            places.rows,
-            into.chunk(places.rows),
-            parts,
-            self.work.slopes.width / self.vector,
-            self.depth() / self.vector,
-            places.total,
-            scale,
-            into.sums_width(),
-            into.place(first_bias),
-            into.place(KEY_BIAS) - into.place(QUERY_BIAS),
-            self.element(),
-        );
-        output
-    }
-
-    /// Of a block's scores, in their place.
-    pub(super) fn exponentials(
-        &self,
-        scores: &CubeTensor,
-        mask: &CubeTensor,
-        sums: &CubeTensor,
-        number: usize,
-        mask_begin: usize,
-    ) {
-        let [_, heads, asking, tokens] = self.score_shape(self.work.layout.blocks[number]);
-        let rows = scores.meta.num_elements() / tokens;
-        let vector = vector_of(tokens, mask_begin);
-        let lanes = (tokens / vector).next_power_of_two().min(LANES);
-        let side = UNITS / lanes;
-        kernels::exponentials::launch(
-            &self.client,
-            cubes(rows.div_ceil(side)),
-            CubeDim::new_2d(count(lanes), count(side)),
-            vector,
-            read(scores),
-            read(mask),
-            read(sums),
-            rows,
-            tokens / vector,
-            heads * asking,
-            mask_begin / vector,
-            self.asking().begins[number],
-            lanes,
-            side,
-            self.element(),
-        );
-    }
-
-    /// The slopes at a block's scores, in the place of those at their exponentials.
-    pub(super) fn exponentials_back(
-        &self,
-        slopes: &CubeTensor,
-        exponentials: &CubeTensor,
-        means: &CubeTensor,
-        number: usize,
-    ) {
-        let tokens = self.work.layout.blocks[number].tokens;
-        let vector = vector_of(tokens, 0);
-        let units = slopes.meta.num_elements() / vector;
-        let (count, dim) = self.elementwise(units);
-        kernels::exponentials_back::launch(
-            &self.client,
-            count,
-            dim,
-            vector,
-            read(slopes),
-            read(exponentials),
-            read(means),
-            units,
-            tokens / vector,
-            self.asking().begins[number],
-            self.element(),
-        );
-    }
-
-    /// What heads found, side by side: `[R, D]`.
-    pub(super) fn context(&self, of_heads: &CubeTensor, sums: &CubeTensor) -> CubeTensor {
-        let shape = self.work.output();
-        let output = self.empty(shape, self.operand);
-        let units = shape[0] * shape[1] / self.vector;
-        let (count, dim) = self.elementwise(units);
-        kernels::context::launch(
-            &self.client,
-            count,
-            dim,
-            self.vector,
-            read(of_heads),
-            read(sums),
-            read(&self.asking().on_device(of_heads)),
-            read(&output),
-            units,
-            shape[1] / self.vector,
-            self.depth() / self.vector,
-            self.element(),
-        );
-        output
-    }
-
-    /// The way back: slopes in head rows, `[head rows, D / H]`, and the mean of each.
-    pub(super) fn context_back(
-        &self,
-        slopes: &CubeTensor,
-        context: &CubeTensor,
-        sums: &CubeTensor,
+        asked: &Asked,
+        weights: &LayerWeights<CubeBackend>,
     ) -> (CubeTensor, CubeTensor) {
-        let asking = self.asking();
-        let output = self.empty([asking.total, self.depth()], self.operand);
-        let means = self.empty([asking.total], DType::F32);
-        let rows = asking.rows * self.work.layout.heads;
-        let depth = self.depth() / self.vector;
-        let lanes = depth.next_power_of_two();
-        let side = (UNITS / lanes).max(1);
-        kernels::context_back::launch(
+        let shape = self.frame.output();
+        let context = self.empty(shape, self.operand);
+        let logs = self.empty([shape[0], self.frame.layout.heads], DType::F32);
+        let it = self.attention(asked, self.asking());
+        attend::attend::launch(
             &self.client,
-            cubes(rows.div_ceil(side)),
-            CubeDim::new_2d(count(lanes), count(side)),
+            it.cubes,
+            CubeDim::new_1d(count(attend::ROWS)),
             self.vector,
+            read(it.queries),
+            read(it.others),
+            read(&weights.query_bias),
+            read(&weights.key_bias),
+            read(&weights.value_bias),
+            read(&it.tiles),
+            read(&context),
+            read(&logs),
+            it.count,
+            it.scale,
+            it.heads,
+            it.depth,
+            it.queries_width,
+            it.others_width,
+            it.keys_begin,
+            self.element(),
+        );
+        (context, logs)
+    }
+
+    /// The slopes at queries and at keys and values, into the two `goals`, which lie as these do, from those
+    /// at what was found.
+    pub(super) fn attend_back(
+        &self,
+        asked: &Asked,
+        weights: &LayerWeights<CubeBackend>,
+        slopes: &CubeTensor,
+        [context, logs]: [&CubeTensor; 2],
+        [of_queries, of_others]: [&CubeTensor; 2],
+    ) {
+        let means = self.like(logs);
+        let it = self.attention(asked, self.asking());
+        attend::queries_back::launch(
+            &self.client,
+            it.cubes,
+            CubeDim::new_1d(count(attend::ROWS)),
+            self.vector,
+            read(it.queries),
+            read(it.others),
+            read(&weights.query_bias),
+            read(&weights.key_bias),
+            read(&weights.value_bias),
+            read(&it.tiles),
             read(slopes),
             read(context),
-            read(sums),
-            read(&asking.on_device(slopes)),
-            read(&output),
+            read(logs),
+            read(of_queries),
             read(&means),
-            rows,
-            self.work.layout.heads,
-            depth,
-            lanes,
-            side,
+            it.count,
+            it.scale,
+            it.heads,
+            it.depth,
+            it.queries_width,
+            it.others_width,
+            it.keys_begin,
             self.element(),
         );
-        (output, means)
+        // Where both fit into registers, both at once.
+        let goals: &[[bool; 2]] = if self.depth() <= attend::BOTH {
+            &[[true, true]]
+        } else {
+            &[[true, false], [false, true]]
+        };
+        for [of_keys, of_values] in goals {
+            let it = self.attention(asked, self.asked());
+            attend::others_back::launch(
+                &self.client,
+                it.cubes,
+                CubeDim::new_1d(count(attend::ROWS)),
+                self.vector,
+                read(it.queries),
+                read(it.others),
+                read(&weights.query_bias),
+                read(&weights.key_bias),
+                read(&weights.value_bias),
+                read(&it.tiles),
+                read(slopes),
+                read(logs),
+                read(&means),
+                read(of_others),
+                it.count,
+                it.scale,
+                it.heads,
+                it.depth,
+                it.queries_width,
+                it.others_width,
+                it.keys_begin,
+                *of_keys,
+                *of_values,
+                self.element(),
+            );
+        }
+    }
+
+    fn attention<'b>(&self, asked: &'b Asked, tiles: Told) -> Attention<'b> {
+        let (queries, others) = match asked {
+            Asked::All { projected, .. } => (projected, projected),
+            Asked::First {
+                queries, others, ..
+            } => (queries, others),
+        };
+        let keys_begin = match asked {
+            Asked::All { .. } => self.frame.width,
+            Asked::First { .. } => 0,
+        };
+        let (tiles, numbers) = self.frame.layout.told(tiles, queries);
+        let heads = self.frame.layout.heads;
+        Attention {
+            queries,
+            others,
+            tiles,
+            count: numbers / 4,
+            cubes: cubes(numbers / 4 * heads),
+            scale: 1.0 / (self.depth() as f32).sqrt(),
+            heads,
+            depth: self.depth() / self.vector,
+            queries_width: width(queries) / self.vector,
+            others_width: width(others) / self.vector,
+            keys_begin: keys_begin / self.vector,
+        }
+    }
+
+    /// The tiles of rows that ask, with those that they ask.
+    fn asking(&self) -> Told {
+        if self.frame.is_last {
+            Told::First
+        } else {
+            Told::All
+        }
+    }
+
+    /// The tiles of rows that are asked, with those that ask them.
+    fn asked(&self) -> Told {
+        if self.frame.is_last {
+            Told::ToFirst
+        } else {
+            Told::All
+        }
     }
 
     /// The sum, normalised, as it is and as an operand, and what the way back takes.
@@ -505,7 +502,7 @@ impl<'a> Gpu<'a> {
         [bias, scale, shift]: [&CubeTensor; 3],
         rounds: bool,
     ) -> (CubeTensor, CubeTensor, Normed) {
-        let shape = self.work.output();
+        let shape = self.frame.output();
         let output = self.empty(shape, DType::F32);
         let operand = if rounds {
             self.empty(shape, self.operand)
@@ -533,7 +530,7 @@ impl<'a> Gpu<'a> {
             shape[0],
             shape[1] / self.vector,
             shape[1] as f32,
-            self.work.epsilon,
+            self.frame.epsilon,
             LANES,
             SIDE,
             rounds,
@@ -544,7 +541,8 @@ impl<'a> Gpu<'a> {
     }
 
     /// The slopes at what was normalised, as they are and as operands, from those at what came of it,
-    /// which are the sum of two where there are two.
+    /// which are the sum of two where there are two; `goals` are its scale, its shift and, where one was
+    /// added before it, the bias.
     pub(super) fn norm_back(
         &self,
         slopes: &CubeTensor,
@@ -552,9 +550,9 @@ impl<'a> Gpu<'a> {
         normed: &Normed,
         scale: &CubeTensor,
         into: &Goal,
-        [of_scale, of_shift, of_bias]: [usize; 3],
+        goals: &[usize],
     ) -> (CubeTensor, CubeTensor) {
-        let shape = self.work.output();
+        let shape = self.frame.output();
         let output = self.empty(shape, DType::F32);
         let operand = if self.rounds() {
             self.empty(shape, self.operand)
@@ -581,12 +579,13 @@ impl<'a> Gpu<'a> {
             into.chunk(shape[0]),
             shape[1] as f32,
             into.sums_width(),
-            into.place(of_scale),
-            into.place(of_shift),
-            into.place(of_bias),
+            into.place(goals[0]),
+            into.place(goals[1]),
+            goals.get(2).map_or(0, |of_bias| into.place(*of_bias)),
             width,
             lanes,
             product.is_some(),
+            goals.len() > 2,
             self.rounds(),
             self.element(),
         );
@@ -596,6 +595,42 @@ impl<'a> Gpu<'a> {
             output.clone()
         };
         (output, operand)
+    }
+
+    /// The embeddings of each token, added and normalised, and what the way back takes.
+    pub(super) fn embed(&self, weights: &EmbeddingWeights<CubeBackend>) -> (CubeTensor, Normed) {
+        let [rows, width] = self.frame.input();
+        let output = self.empty([rows, width], DType::F32);
+        let normed = Normed {
+            rows: self.like(&output),
+            inverses: self.empty([rows], DType::F32),
+        };
+        let has = |which: usize| !self.frame.places.ranges[which].is_empty();
+        kernels::embed::launch(
+            &self.client,
+            cubes(rows.div_ceil(SIDE)),
+            CubeDim::new_2d(count(LANES), count(SIDE)),
+            self.vector,
+            read(&weights.words),
+            read(&weights.positions),
+            read(&weights.segments),
+            read(&self.frame.layout.told(Told::Ids, &output).0),
+            read(&weights.scale),
+            read(&weights.shift),
+            read(&output),
+            read(&self.none()),
+            read(&normed.rows),
+            read(&normed.inverses),
+            rows,
+            width / self.vector,
+            width as f32,
+            self.frame.epsilon,
+            LANES,
+            SIDE,
+            has(POSITIONS),
+            has(SEGMENTS),
+        );
+        (output, normed)
     }
 
     pub(super) fn gelu(&self, product: &CubeTensor, bias: &CubeTensor) -> CubeTensor {
@@ -652,7 +687,7 @@ impl<'a> Gpu<'a> {
         residual: &CubeTensor,
         to_first: Option<&CubeTensor>,
     ) -> CubeTensor {
-        let shape = self.work.input();
+        let shape = self.frame.input();
         let output = self.empty(shape, DType::F32);
         let units = shape[0] * shape[1] / self.vector;
         let (count, dim) = self.elementwise(units);
@@ -664,7 +699,7 @@ impl<'a> Gpu<'a> {
             read(product),
             read(residual),
             read(to_first.unwrap_or(product)),
-            read(&self.work.layout.all.on_device(product)),
+            read(&self.frame.layout.told(Told::PairOfFirst, product).0),
             read(&output),
             units,
             shape[1] / self.vector,
@@ -684,6 +719,23 @@ impl<'a> Gpu<'a> {
         let columns = (width / self.vector).div_ceil(COLUMNS);
         CubeCount::new_2d(count(columns), count(into.chunks))
     }
+}
+
+/// What kernels of attention take.
+struct Attention<'a> {
+    queries: &'a CubeTensor,
+    others: &'a CubeTensor,
+    tiles: CubeTensor,
+    count: usize,
+    cubes: CubeCount,
+    /// Of queries.
+    scale: f32,
+    heads: usize,
+    // In vectors.
+    depth: usize,
+    queries_width: usize,
+    others_width: usize,
+    keys_begin: usize,
 }
 
 /// Columns that one cube goes down.

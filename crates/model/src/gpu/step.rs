@@ -1,81 +1,128 @@
-//! A step of a layer's parameters.
+//! A step of parameters.
 
-use std::array;
 use std::ops::Range;
 
 use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::prelude::CubeDim;
 use burn::cubecl::server::Overlap;
 use burn::tensor::DType;
-use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::kernels;
 use super::launch::{read, vector_of, view};
-use super::layout::Slopes;
-use super::{LayerWeights, Step, kernels};
+use super::layout::Places;
+use crate::pass::Adam;
 
-/// A layer's parameters after a step, side by side in memory: so they are one input of the next one.
-pub(super) fn moved(
-    weights: LayerWeights<CubeBackend>,
-    direction: CubeTensor,
-    step: Step,
-) -> LayerWeights<CubeBackend> {
-    let parameters = weights.contiguous().in_order();
-    let direction = into_contiguous(direction);
-    let (client, length) = (direction.client.clone(), step.slopes.length());
-    let output = CubeTensor::new_contiguous(
-        client.clone(),
-        direction.device.clone(),
-        [length].into(),
-        client.empty(length * size_of::<f32>()),
-        DType::F32,
-    );
-    let ranges = step.slopes.ranges();
+/// What parameters are moved by.
+#[derive(Clone)]
+pub(crate) struct Step {
+    pub(super) places: Places,
+    pub(super) adam: Adam,
+}
+
+/// Gradients of parameters, or their running means, in one vector.
+pub(super) struct Moments {
+    pub(super) mean: CubeTensor,
+    pub(super) square: CubeTensor,
+}
+
+/// Parameters after a step, side by side in memory: so they are one input of the next one. Those that
+/// have no place stay as they are.
+pub(super) fn moved<const N: usize>(
+    parameters: [CubeTensor; N],
+    gradient: CubeTensor,
+    moments: Moments,
+    step: &Step,
+) -> ([CubeTensor; N], Moments) {
+    let parameters = parameters.map(into_contiguous);
+    let [gradient, mean, square] = [gradient, moments.mean, moments.square].map(into_contiguous);
+    let (client, length) = (gradient.client.clone(), step.places.length);
+    let empty = || {
+        CubeTensor::new_contiguous(
+            client.clone(),
+            gradient.device.clone(),
+            [length].into(),
+            client.empty(length * size_of::<f32>()),
+            DType::F32,
+        )
+    };
+    let (output, new_mean, new_square) = (empty(), empty(), empty());
     let put = |input: &CubeTensor, Range { start, end }: Range<usize>| {
         let vector = vector_of(end - start, start);
         let units = (end - start) / vector;
         let dim = CubeDim::new(&client, units);
-        kernels::moved::launch(
+        #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
+        let narrow = |wide: f64| wide as f32;
+        let adam = &step.adam;
+        kernels::adam::launch(
             &client,
             calculate_cube_count_elemwise(&client, units, dim),
             dim,
             vector,
             read(input),
-            read(&direction),
+            read(&gradient),
+            read(&mean),
+            read(&square),
             read(&output),
+            read(&new_mean),
+            read(&new_square),
             units,
             start / vector,
-            step.slopes.vectors() / vector,
-            step.kept,
-            step.share,
+            step.places.vectors / vector,
+            narrow(adam.gradient_scale),
+            narrow(adam.beta1),
+            // Of narrow numbers, the difference would be off by 1e-5 of itself.
+            narrow(1.0 - adam.beta1),
+            narrow(adam.beta2),
+            narrow(1.0 - adam.beta2),
+            narrow(adam.rate),
+            narrow(adam.square_correction),
+            narrow(adam.epsilon),
+            narrow(adam.kept),
         );
     };
-    if let Some(all) = as_one(&parameters, step.slopes) {
+    if let Some(all) = as_one(&parameters, &step.places) {
         put(&all, 0..length);
     } else {
-        for (parameter, range) in parameters.iter().zip(ranges.clone()) {
+        for (parameter, range) in placed(&parameters, &step.places) {
             put(parameter, range);
         }
     }
-    LayerWeights::of_order(array::from_fn(|which| {
-        let shape = parameters[which].meta.shape().clone();
-        view(&output, ranges[which].start, shape)
-    }))
+    let mut ranges = step.places.ranges.iter();
+    let parameters = parameters.map(|parameter| match ranges.next() {
+        Some(range) if !range.is_empty() => {
+            view(&output, range.start, parameter.meta.shape().clone())
+        }
+        _ => parameter,
+    });
+    let moments = Moments {
+        mean: new_mean,
+        square: new_square,
+    };
+    (parameters, moments)
+}
+
+fn placed<'a>(
+    parameters: &'a [CubeTensor],
+    places: &Places,
+) -> impl Iterator<Item = (&'a CubeTensor, Range<usize>)> {
+    let both = parameters.iter().zip(places.ranges.iter().cloned());
+    both.filter(|(_, range)| !range.is_empty())
 }
 
 /// All of them as one vector, where they lie like that, as a step before this one left them.
-fn as_one(parameters: &[CubeTensor], slopes: Slopes) -> Option<CubeTensor> {
-    let first = parameters.first()?;
+fn as_one(parameters: &[CubeTensor], places: &Places) -> Option<CubeTensor> {
+    let (first, _) = placed(parameters, places).next()?;
     let mut handle = first.handle.clone();
     (handle.offset_start, handle.offset_end) = (None, None);
-    let length = slopes.length();
+    let length = places.length;
     let size = size_of::<f32>() as u64;
     let lies_in = |(parameter, range): (&CubeTensor, Range<usize>)| {
         let begin = parameter.handle.offset_start.unwrap_or(0);
         begin == range.start as u64 * size && handle.overlap(&parameter.handle) != Overlap::Disjoint
     };
-    let all_lie = parameters.iter().zip(slopes.ranges()).all(lies_in);
+    let all_lie = placed(parameters, places).all(lies_in);
     (all_lie && handle.size() == length as u64 * size).then(|| {
         CubeTensor::new_contiguous(
             first.client.clone(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
-use retort_model::{Batch, CrossEncoder, Encoded, Head, Result};
+use retort_model::{Batch, CrossEncoder, Encoded, Head, ModelConfig, Result};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -15,9 +15,8 @@ use tempfile::TempDir;
 
 #[derive(Deserialize)]
 pub(crate) struct Golden {
-    /// Not in BERT's file, whose padding token is 0.
-    #[serde(default)]
-    pub(crate) pad_token_id: usize,
+    #[serde(skip)]
+    folder: PathBuf,
     pub(crate) queries: Vec<String>,
     pub(crate) documents: Vec<String>,
     pub(crate) input_ids: Vec<Vec<u32>>,
@@ -73,7 +72,12 @@ impl Golden {
     }
 
     pub(crate) fn of(folder: &Path) -> Self {
-        serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap()
+        let file = fs::read(folder.join("golden.json")).unwrap();
+        let golden: Self = serde_json::from_slice(&file).unwrap();
+        Self {
+            folder: folder.to_owned(),
+            ..golden
+        }
     }
 
     pub(crate) fn pairs(&self) -> Vec<(&str, &str)> {
@@ -99,7 +103,7 @@ impl Golden {
         let encoded = self.encoded();
         Batch::new(
             &encoded.iter().collect::<Vec<_>>(),
-            self.pad_token_id,
+            &ModelConfig::read(&self.folder).unwrap(),
             device,
         )
     }
