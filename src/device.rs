@@ -19,9 +19,11 @@ pub(crate) struct DeviceArguments {
 impl DeviceArguments {
     /// The device, set up to compute in that.
     pub(crate) fn choose(&self, precision: Precision) -> retort_model::Result<(Device, String)> {
-        keep_freed_memory();
         set_up(precision);
         let found = retort_model::choose(self.device)?;
+        if found.0 == Device::flex() {
+            keep_freed_memory();
+        }
         watch(&found.0);
         Ok(found)
     }
@@ -119,7 +121,8 @@ pub(crate) fn set_up(precision: Precision) {
 #[expect(unsafe_code, reason = "mallopt sets numbers of the allocator, no more")]
 fn keep_freed_memory() {
     use libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD, c_int, mallopt};
-    // One heap for all threads, which grows by much and never shrinks.
+    // One heap for all threads, which grows by much and never shrinks. Threads that serve a GPU free what
+    // others made, and would wait for it.
     let options = [
         (M_ARENA_MAX, 1),
         (M_MMAP_THRESHOLD, c_int::MAX),

@@ -14,17 +14,19 @@ pub struct Bundle {
     pub parameters: Vec<(String, Range<usize>)>,
     /// All of them, without autodiff.
     pub values: Tensor<1>,
-    /// Whose, where they are those of a part of the encoder that a GPU has its own kernels for.
+    /// Whose, where they are those of a part of the model that a GPU has its own kernels for.
     pub group: Option<Group>,
 }
 
-/// A part of the encoder.
+/// A part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Group {
     /// All of the embeddings, but for what projects them.
     Embeddings,
     /// A layer, from 0.
     Layer(usize),
+    /// The head.
+    Head,
 }
 
 /// Beyond so many, a tensor has no other parameter's: adapters are there that bind 128 MiB at most.

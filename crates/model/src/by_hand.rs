@@ -1,5 +1,5 @@
-//! Forward and back through the encoder by hand, on a GPU: the embeddings and a layer at a time in kernels of
-//! our own ([`crate::gpu`]), what ELECTRA projects between them in Burn's operations.
+//! Forward and back by hand, on a GPU: the embeddings, a layer at a time and the head in kernels of our own
+//! ([`crate::gpu`]), what ELECTRA projects behind the embeddings in Burn's operations.
 //!
 //! Burn's graph of operations is the reference, and what everything else runs on.
 //!
@@ -12,24 +12,27 @@ use crate::bundle::Group;
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
 use crate::encoder::Encoder;
-use crate::gpu::{Embedded, Layered};
+use crate::gpu::{Embedded, Headed, Layered};
+use crate::head::ClassificationHead;
 use crate::slopes::{OfGroup, Slopes};
 
-/// What the way back through the encoder takes.
+/// What the way back takes.
 pub(crate) struct Tape {
     embedded: Embedded,
     /// What is projected, where something is.
     projected: Option<Tensor<2>>,
     layers: Vec<Layered>,
+    head: Headed,
 }
 
 impl Tape {
-    /// What the last layer makes of each pair's first token: `[B, D]`.
+    /// The logits of a batch: `[B]`.
     pub(crate) fn record(
         encoder: &Encoder,
+        head: &ClassificationHead,
         config: &ModelConfig,
         batch: &Batch,
-    ) -> (Tensor<2>, Self) {
+    ) -> (Tensor<1>, Self) {
         let (mut hidden, embedded) = Embedded::forward(config, encoder, batch);
         let projected = encoder.projection.as_ref().map(|projection| {
             let input = config.precision.operand(hidden.clone());
@@ -44,23 +47,33 @@ impl Tape {
             hidden = output;
             works.push(work);
         }
+        let (logits, head) = Headed::forward(config, &embedded, head, hidden);
         let tape = Self {
             embedded,
             projected,
             layers: works,
+            head,
         };
-        (hidden, tape)
+        (logits, tape)
     }
 
     /// # Shapes
-    /// - slopes: `[B, D]`, at what [`Tape::record`] gave
+    /// - slopes: `[B]`, at what [`Tape::record`] gave
     pub(crate) fn back(
         self,
         encoder: &Encoder,
+        head: &ClassificationHead,
         config: &ModelConfig,
-        mut slopes: Tensor<2>,
+        slopes: Tensor<1>,
     ) -> Slopes {
         let mut into = Slopes::default();
+        let places = self.head.places(head);
+        let (mut slopes, values) = self.head.back(config, slopes);
+        into.of_groups.push(OfGroup {
+            group: Group::Head,
+            places,
+            values,
+        });
         let layers = encoder.post_norm().unwrap_or_default();
         for (number, (layer, work)) in layers.iter().zip(self.layers).enumerate().rev() {
             let places = work.places(layer);

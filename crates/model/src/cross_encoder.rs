@@ -92,12 +92,21 @@ impl CrossEncoder {
         &self.head
     }
 
-    /// The same model with another encoder in the place of its own.
     #[cfg(feature = "gpu")]
-    pub(crate) fn map_encoder(self, map: impl FnOnce(Encoder) -> Encoder) -> Self {
+    pub(crate) fn into_parts(self) -> (Encoder, ClassificationHead, ModelConfig) {
+        (self.encoder, self.head, self.config)
+    }
+
+    #[cfg(feature = "gpu")]
+    pub(crate) fn of_parts(
+        encoder: Encoder,
+        head: ClassificationHead,
+        config: ModelConfig,
+    ) -> Self {
         Self {
-            encoder: map(self.encoder),
-            ..self
+            encoder,
+            head,
+            config,
         }
     }
 

@@ -1,12 +1,13 @@
-//! The encoder in training on a GPU, in few kernels: forward, and back by hand.
+//! A model in training on a GPU, in few kernels: forward, and back by hand.
 //!
 //! Burn's operations on tensors would each be registered, looked at for what can be fused with it, and
-//! started; here the embeddings and each layer are one operation there and one back, which start their
+//! started; here the embeddings, each layer and the head are one operation there and one back, which start their
 //! kernels themselves. Burn chooses those of products of matrices; all others are of [`kernels`] and
 //! [`attend`].
 
 mod attend;
 mod embeddings;
+mod head;
 mod kernels;
 mod launch;
 mod layer;
@@ -26,9 +27,11 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::architecture::Architecture;
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
 use crate::encoder::Encoder;
+use crate::head::ClassificationHead;
 use crate::pass::{Moments, Move};
 use crate::post_norm::Layer;
 
@@ -83,6 +86,9 @@ pub(crate) type Embedded = Work<embeddings::Tape>;
 
 /// A layer's work.
 pub(crate) type Layered = Work<layer::Tape>;
+
+/// The head's work.
+pub(crate) type Headed = Work<head::Tape>;
 
 impl<T> Clone for Work<T> {
     fn clone(&self) -> Self {
@@ -212,6 +218,51 @@ impl Layered {
             .chain(norm(&layer.attended_norm))
             .chain([&layer.attended, &layer.query, &layer.key, &layer.value].map(bias));
         self.frame.places.of(ids)
+    }
+}
+
+impl Headed {
+    /// The logits, `[B]`, of what the head reads, `[B, D]`.
+    pub(crate) fn forward(
+        config: &ModelConfig,
+        embedded: &Embedded,
+        head: &ClassificationHead,
+        pooled: Tensor<2>,
+    ) -> (Tensor<1>, Self) {
+        let work = Self::new(Frame {
+            layout: Arc::clone(&embedded.frame.layout),
+            is_last: true,
+            width: config.hidden_size,
+            inner: config.hidden_size,
+            places: Places::of_head(config.hidden_size),
+            epsilon: epsilon(config),
+            operand: DType::F32,
+        });
+        let pooled = pooled.into_dispatch();
+        let weights = head_weights(head);
+        let logits = Dispatch::head_forward(pooled, weights, work.clone(), config.architecture);
+        (Tensor::from_dispatch(logits), work)
+    }
+
+    /// The slopes at what the head reads, `[B, D]`, from those at the logits, `[B]`, and those at its
+    /// parameters, each in its place.
+    pub(crate) fn back(self, config: &ModelConfig, slopes: Tensor<1>) -> (Tensor<2>, Tensor<1>) {
+        let slopes = slopes.into_dispatch();
+        let (of_input, of_parameters) = Dispatch::head_back(slopes, self, config.architecture);
+        let of_parameters = Tensor::from_dispatch(of_parameters);
+        (Tensor::from_dispatch(of_input), of_parameters)
+    }
+
+    /// Where the slopes of each parameter lie.
+    pub(crate) fn places(&self, head: &ClassificationHead) -> Vec<(ParamId, Range<usize>)> {
+        let bias = |linear: &Linear| linear.bias.as_ref().map(|bias| bias.id);
+        let (dense, classifier) = (&head.dense, &head.classifier);
+        self.frame.places.of([
+            Some(dense.weight.id),
+            Some(classifier.weight.id),
+            bias(dense),
+            bias(classifier),
+        ])
     }
 }
 
@@ -365,6 +416,49 @@ impl LayerWeights<CubeBackend> {
     }
 }
 
+/// The head's parameters, in the order of [`Places::of_head`].
+#[derive(ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct HeadWeights<B: Backend> {
+    dense: FloatTensor<B>,
+    classifier: FloatTensor<B>,
+    dense_bias: FloatTensor<B>,
+    classifier_bias: FloatTensor<B>,
+}
+
+impl HeadWeights<CubeBackend> {
+    fn in_order(self) -> [CubeTensor; 4] {
+        [
+            self.dense,
+            self.classifier,
+            self.dense_bias,
+            self.classifier_bias,
+        ]
+    }
+
+    fn of_order([dense, classifier, dense_bias, classifier_bias]: [CubeTensor; 4]) -> Self {
+        Self {
+            dense,
+            classifier,
+            dense_bias,
+            classifier_bias,
+        }
+    }
+
+    fn contiguous(self) -> Self {
+        Self::of_order(self.in_order().map(into_contiguous))
+    }
+}
+
+fn head_weights(head: &ClassificationHead) -> HeadWeights<Dispatch> {
+    HeadWeights {
+        dense: dispatched(&head.dense.weight),
+        classifier: dispatched(&head.classifier.weight),
+        dense_bias: bias(&head.dense),
+        classifier_bias: bias(&head.classifier),
+    }
+}
+
 fn dispatched<const N: usize>(parameter: &Param<Tensor<N>>) -> FloatTensor<Dispatch> {
     parameter.val().into_dispatch()
 }
@@ -377,12 +471,14 @@ fn shift(norm: &LayerNorm) -> FloatTensor<Dispatch> {
     }
 }
 
+/// Of a linear map that adds nothing, zeros.
+fn bias(linear: &Linear) -> FloatTensor<Dispatch> {
+    let [_, width] = linear.weight.dims();
+    let none = || Tensor::<1>::zeros([width], &linear.weight.device()).into_dispatch();
+    linear.bias.as_ref().map_or_else(none, dispatched)
+}
+
 fn layer_weights(layer: &Layer) -> LayerWeights<Dispatch> {
-    let bias = |linear: &Linear| {
-        let [_, width] = linear.weight.dims();
-        let none = || Tensor::<1>::zeros([width], &linear.weight.device()).into_dispatch();
-        linear.bias.as_ref().map_or_else(none, dispatched)
-    };
     LayerWeights {
         query: dispatched(&layer.query.weight),
         query_bias: bias(&layer.query),
@@ -422,26 +518,33 @@ pub(crate) fn moved_embeddings(mut encoder: Encoder, by: Move) -> (Encoder, Mome
 
 /// A layer after a step of AdamW by a gradient that [`Layered::back`] gave.
 pub(crate) fn moved_layer(layer: Layer, by: Move) -> (Layer, Moments) {
-    let linear = |linear: Linear, weight, bias| Linear {
-        weight: put(linear.weight, weight),
-        bias: linear.bias.map(|parameter| put(parameter, bias)),
-    };
     let [_, inner] = layer.inner.weight.dims();
     let [width, _] = layer.query.weight.dims();
     let weights = layer_weights(&layer.valid());
     let (gradient, mean, square, step) = dispatched_move(by, Places::of_layer(width, inner));
     let (new, mean, square) = Dispatch::layer_moved(weights, gradient, mean, square, step);
     let layer = Layer {
-        query: linear(layer.query, new.query, new.query_bias),
-        key: linear(layer.key, new.key, new.key_bias),
-        value: linear(layer.value, new.value, new.value_bias),
-        attended: linear(layer.attended, new.attended, new.attended_bias),
+        query: put_linear(layer.query, new.query, new.query_bias),
+        key: put_linear(layer.key, new.key, new.key_bias),
+        value: put_linear(layer.value, new.value, new.value_bias),
+        attended: put_linear(layer.attended, new.attended, new.attended_bias),
         attended_norm: put_norm(layer.attended_norm, new.attended_scale, new.attended_shift),
-        inner: linear(layer.inner, new.inner, new.inner_bias),
-        outer: linear(layer.outer, new.outer, new.outer_bias),
+        inner: put_linear(layer.inner, new.inner, new.inner_bias),
+        outer: put_linear(layer.outer, new.outer, new.outer_bias),
         outer_norm: put_norm(layer.outer_norm, new.outer_scale, new.outer_shift),
     };
     (layer, moments(mean, square))
+}
+
+/// The head after a step of AdamW by a gradient that [`Headed::back`] gave.
+pub(crate) fn moved_head(mut head: ClassificationHead, by: Move) -> (ClassificationHead, Moments) {
+    let [width, _] = head.dense.weight.dims();
+    let weights = head_weights(&head.valid());
+    let (gradient, mean, square, step) = dispatched_move(by, Places::of_head(width));
+    let (new, mean, square) = Dispatch::head_moved(weights, gradient, mean, square, step);
+    head.dense = put_linear(head.dense, new.dense, new.dense_bias);
+    head.classifier = put_linear(head.classifier, new.classifier, new.classifier_bias);
+    (head, moments(mean, square))
 }
 
 type Dispatched = FloatTensor<Dispatch>;
@@ -463,6 +566,17 @@ fn moments(mean: Dispatched, square: Dispatched) -> Moments {
     }
 }
 
+/// Sums of the squares of vectors that are on one GPU.
+pub(crate) fn squares(vectors: &[Tensor<1>]) -> Option<Tensor<1>> {
+    let device = vectors.first()?.device();
+    let sums = Tensor::<1>::zeros([vectors.len() * step::SUMS], &device).into_dispatch();
+    let numbered = vectors.iter().enumerate();
+    let sums = numbered.fold(sums, |sums, (place, values)| {
+        Dispatch::squares(values.clone().into_dispatch(), sums, place)
+    });
+    Some(Tensor::from_dispatch(sums))
+}
+
 fn put<const N: usize>(
     parameter: Param<Tensor<N>>,
     value: FloatTensor<Dispatch>,
@@ -471,6 +585,13 @@ fn put<const N: usize>(
     let device = parameter.lazy_device();
     let value = Tensor::from_inner(Tensor::from_dispatch(value)).to_device(&device);
     parameter.transform_for_load(value, id)
+}
+
+fn put_linear(linear: Linear, weight: Dispatched, bias: Dispatched) -> Linear {
+    Linear {
+        weight: put(linear.weight, weight),
+        bias: linear.bias.map(|parameter| put(parameter, bias)),
+    }
 }
 
 fn put_norm(
@@ -483,7 +604,7 @@ fn put_norm(
     norm
 }
 
-/// What is done for a part of the encoder.
+/// What is done for a part of the encoder, and for its gradients.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait EncoderOps: Backend {
     /// See [`Embedded::forward`].
@@ -508,6 +629,48 @@ pub(crate) trait EncoderOps: Backend {
         square: FloatTensor<Self>,
         step: Step,
     ) -> (EmbeddingWeights<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`Headed::forward`].
+    #[fusion(meta = |pooled, _weights, work, _architecture| {
+        TensorSpec::new([work.frame.layout.pairs].into(), pooled.dtype)
+    })]
+    fn head_forward(
+        pooled: FloatTensor<Self>,
+        #[extension_type] weights: HeadWeights<Self>,
+        work: Headed,
+        architecture: Architecture,
+    ) -> FloatTensor<Self>;
+
+    /// See [`Headed::back`].
+    #[fusion(meta = |slopes, work, _architecture| (
+        TensorSpec::new(work.frame.output().into(), slopes.dtype),
+        TensorSpec::new([work.frame.places.length].into(), slopes.dtype),
+    ))]
+    fn head_back(
+        slopes: FloatTensor<Self>,
+        work: Headed,
+        architecture: Architecture,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`moved_head`].
+    #[fusion(meta = |weights, _gradient, mean, square, _step| {
+        (weights.clone(), mean.clone(), square.clone())
+    })]
+    fn head_moved(
+        #[extension_type] weights: HeadWeights<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
+        step: Step,
+    ) -> (HeadWeights<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`squares()`].
+    #[fusion(dtype = into, shape = into)]
+    fn squares(
+        values: FloatTensor<Self>,
+        into: FloatTensor<Self>,
+        place: usize,
+    ) -> FloatTensor<Self>;
 
     /// See [`Layered::forward`].
     #[fusion(meta = |hidden, _weights, work| TensorSpec::new(work.frame.output().into(), hidden.dtype))]
@@ -565,6 +728,46 @@ impl EncoderOps for CubeBackend {
             moments.mean,
             moments.square,
         )
+    }
+
+    fn head_forward(
+        pooled: FloatTensor<Self>,
+        weights: HeadWeights<Self>,
+        work: Headed,
+        architecture: Architecture,
+    ) -> FloatTensor<Self> {
+        let (logits, tape) = head::forward(pooled, weights, &work.frame, architecture);
+        *work.tape() = Some(tape);
+        logits
+    }
+
+    fn head_back(
+        slopes: FloatTensor<Self>,
+        work: Headed,
+        architecture: Architecture,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        head::back(slopes, &work.take(), &work.frame, architecture)
+    }
+
+    fn head_moved(
+        weights: HeadWeights<Self>,
+        gradient: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        square: FloatTensor<Self>,
+        step: Step,
+    ) -> (HeadWeights<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let moments = step::Moments { mean, square };
+        let (weights, moments) = step::moved(weights.in_order(), gradient, moments, &step);
+        let weights = HeadWeights::of_order(weights);
+        (weights, moments.mean, moments.square)
+    }
+
+    fn squares(
+        values: FloatTensor<Self>,
+        into: FloatTensor<Self>,
+        place: usize,
+    ) -> FloatTensor<Self> {
+        step::squares(values, into, place)
     }
 
     fn layer_forward(

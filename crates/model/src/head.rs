@@ -13,10 +13,10 @@ use crate::gelu::gelu;
 
 #[derive(Module, Debug)]
 pub(crate) struct ClassificationHead {
-    dense: Linear,
+    pub(crate) dense: Linear,
     /// ModernBERT's alone.
     norm: Option<LayerNorm>,
-    classifier: Linear,
+    pub(crate) classifier: Linear,
 }
 
 impl ClassificationHead {

@@ -66,7 +66,7 @@ pub use kernels::configure;
 pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, score};
 pub use parallel::{parallel_map, parallelism};
 pub use parameters::{ParameterMapper, ParameterVisitor};
-pub use pass::{Adam, Moments, Move, Pass};
+pub use pass::{Adam, Moments, Move, Pass, squares};
 pub use precision::Precision;
 pub use trial::{Trial, try_out};
 pub use weight_files::weight_files;

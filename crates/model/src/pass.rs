@@ -19,9 +19,9 @@ use crate::by_hand::Tape;
 pub struct Pass {
     /// Relevance logits: `[B]`.
     pub logits: Tensor<1>,
-    /// What the head reads, a leaf of its graph, and how it came about.
+    /// How these, a leaf of their graph, came about.
     #[cfg(feature = "gpu")]
-    by_hand: Option<(Tensor<2>, Tape)>,
+    by_hand: Option<Tape>,
 }
 
 /// A step of AdamW of a group's parameters.
@@ -68,12 +68,11 @@ impl CrossEncoder {
         if self.goes_by_hand() {
             use burn::module::Module;
 
-            let (pooled, tape) = Tape::record(&self.encoder().valid(), self.config(), batch);
-            let pooled = Tensor::from_inner(pooled).require_grad();
-            let logits = self.head().forward(self.config(), pooled.clone());
+            let (encoder, head) = (self.encoder().valid(), self.head().valid());
+            let (logits, tape) = Tape::record(&encoder, &head, self.config(), batch);
             return Pass {
-                logits: logits.flatten(0, 1),
-                by_hand: Some((pooled, tape)),
+                logits: Tensor::from_inner(logits).require_grad(),
+                by_hand: Some(tape),
             };
         }
         Pass {
@@ -93,6 +92,8 @@ impl CrossEncoder {
         layers.is_some_and(|layers| !layers.is_empty())
             && config.hidden_dropout_prob == 0.0
             && config.attention_probs_dropout_prob == 0.0
+            && config.classifier_dropout.unwrap_or(0.0) == 0.0
+            && config.labels.len() == 1
             && config.attention == crate::attention::Attention::Decomposed
             && config.hidden_size <= crate::gpu::WIDEST
             && device.is_autodiff()
@@ -108,7 +109,38 @@ impl CrossEncoder {
 
     /// The gradients of all parameters that have one. `gradients` are of a loss of these passes' logits.
     pub fn gradients(&self, passes: Vec<Pass>, gradients: &Gradients) -> Vec<Bundle> {
-        let Slopes { alone, of_groups } = self.slopes(passes, gradients);
+        let slopes = passes.iter().map(|pass| pass.logits.grad(gradients));
+        let slopes: Vec<Option<Tensor<1>>> = slopes.collect();
+        self.bundles(passes, slopes, Some(gradients))
+    }
+
+    /// The same of a loss that has these slopes at the logits, pass by pass.
+    pub fn gradients_at(&self, passes: Vec<Pass>, slopes: &[f32]) -> Vec<Bundle> {
+        let device = self.device();
+        if !self.goes_by_hand() {
+            let logits = passes.iter().map(|pass| pass.logits.clone()).collect();
+            let slopes = Tensor::<1>::from_floats(slopes, &device);
+            let gradients = (Tensor::cat(logits, 0) * slopes).sum().backward();
+            return self.gradients(passes, &gradients);
+        }
+        let device = device.without_autodiff();
+        let mut rest = slopes;
+        let of_passes = passes.iter().map(|pass| {
+            let (its, others) = rest.split_at(pass.logits.dims()[0].min(rest.len()));
+            rest = others;
+            Some(Tensor::from_floats(its, &device))
+        });
+        let of_passes = of_passes.collect();
+        self.bundles(passes, of_passes, None)
+    }
+
+    fn bundles(
+        &self,
+        passes: Vec<Pass>,
+        slopes: Vec<Option<Tensor<1>>>,
+        gradients: Option<&Gradients>,
+    ) -> Vec<Bundle> {
+        let Slopes { alone, of_groups } = self.slopes(passes, slopes);
         let in_groups = of_groups.iter().flat_map(|of_group| &of_group.places);
         let mut named = Named {
             gradients,
@@ -140,22 +172,26 @@ impl CrossEncoder {
             for one in moves {
                 by_group.extend(one.gradient.group.map(|group| (group, one)));
             }
+            let (mut encoder, mut head, config) = self.into_parts();
             let mut after = HashMap::new();
-            let model = self.map_encoder(|mut encoder| {
-                if let Some(by) = by_group.remove(&Group::Embeddings) {
+            let mut moments;
+            if let Some(by) = by_group.remove(&Group::Embeddings) {
+                (encoder, moments) = crate::gpu::moved_embeddings(encoder, by);
+                after.insert(Group::Embeddings, moments);
+            }
+            encoder = encoder.map_layers(|number, mut layer| {
+                if let Some(by) = by_group.remove(&Group::Layer(number)) {
                     let moments;
-                    (encoder, moments) = crate::gpu::moved_embeddings(encoder, by);
-                    after.insert(Group::Embeddings, moments);
+                    (layer, moments) = crate::gpu::moved_layer(layer, by);
+                    after.insert(Group::Layer(number), moments);
                 }
-                encoder.map_layers(|number, mut layer| {
-                    if let Some(by) = by_group.remove(&Group::Layer(number)) {
-                        let moments;
-                        (layer, moments) = crate::gpu::moved_layer(layer, by);
-                        after.insert(Group::Layer(number), moments);
-                    }
-                    layer
-                })
+                layer
             });
+            if let Some(by) = by_group.remove(&Group::Head) {
+                (head, moments) = crate::gpu::moved_head(head, by);
+                after.insert(Group::Head, moments);
+            }
+            let model = Self::of_parts(encoder, head, config);
             let in_order = groups.into_iter().flatten();
             let moments = in_order.filter_map(|group| after.remove(&group)).collect();
             (model, moments)
@@ -169,28 +205,46 @@ impl CrossEncoder {
 
     /// What passes by hand found, added.
     #[cfg(feature = "gpu")]
-    fn slopes(&self, passes: Vec<Pass>, gradients: &Gradients) -> Slopes {
+    fn slopes(&self, passes: Vec<Pass>, slopes: Vec<Option<Tensor<1>>>) -> Slopes {
         use burn::module::Module;
 
-        let encoder = self.encoder().valid();
-        let passes = passes.into_iter().filter_map(|pass| pass.by_hand);
-        let slopes = passes.filter_map(|(pooled, tape)| {
-            Some(tape.back(&encoder, self.config(), pooled.grad(gradients)?))
+        let (encoder, head) = (self.encoder().valid(), self.head().valid());
+        let both = passes.into_iter().zip(slopes);
+        let found = both.filter_map(|(pass, slopes)| {
+            let tape = pass.by_hand?;
+            Some(tape.back(&encoder, &head, self.config(), slopes?))
         });
-        slopes.reduce(Slopes::plus).unwrap_or_default()
+        found.reduce(Slopes::plus).unwrap_or_default()
     }
 
     #[cfg(not(feature = "gpu"))]
     #[expect(clippy::unused_self, reason = "as where there are GPUs")]
-    fn slopes(&self, passes: Vec<Pass>, _: &Gradients) -> Slopes {
-        drop(passes);
+    fn slopes(&self, passes: Vec<Pass>, slopes: Vec<Option<Tensor<1>>>) -> Slopes {
+        drop((passes, slopes));
         Slopes::default()
+    }
+}
+
+/// Sums of the squares of all numbers of vectors that are on one GPU; none of no vectors.
+///
+/// # Shapes
+/// - output: `[S]`, which together are the sum
+#[must_use]
+pub fn squares(vectors: &[Tensor<1>]) -> Option<Tensor<1>> {
+    #[cfg(feature = "gpu")]
+    {
+        crate::gpu::squares(vectors)
+    }
+    #[cfg(not(feature = "gpu"))]
+    {
+        let sums = vectors.iter().map(|one| one.clone().square().sum());
+        (!vectors.is_empty()).then(|| Tensor::cat(sums.collect(), 0))
     }
 }
 
 /// Gives gradients their names.
 struct Named<'a> {
-    gradients: &'a Gradients,
+    gradients: Option<&'a Gradients>,
     /// Those found by hand, each by itself.
     by_id: HashMap<ParamId, Tensor<1>>,
     /// Of parameters that have theirs with others'.
@@ -206,7 +260,7 @@ impl ParameterVisitor for Named<'_> {
         }
         let by_hand = self.by_id.remove(&parameter.id);
         let gradient = by_hand.or_else(|| {
-            let of_graph = parameter.val().grad(self.gradients)?;
+            let of_graph = parameter.val().grad(self.gradients?)?;
             Some(of_graph.flatten(0, N - 1))
         });
         if let Some(gradient) = gradient {

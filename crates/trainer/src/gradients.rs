@@ -22,6 +22,11 @@ impl NamedGradients {
         Self::of_bundles(model.gradients(passes, gradients))
     }
 
+    /// The same of a loss that has these slopes at the logits, pass by pass.
+    pub(crate) fn at(model: &CrossEncoder, passes: Vec<Pass>, slopes: &[f32]) -> Self {
+        Self::of_bundles(model.gradients_at(passes, slopes))
+    }
+
     /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
     /// autodiff.
     pub fn of_host(gradients: Vec<(String, Vec<f32>)>, device: &Device) -> Self {

@@ -185,9 +185,7 @@ impl StepContext<'_> {
             computed_tokens += batch.tokens();
             made.push(student.pass(&batch));
         }
-        let scores = Tensor::cat(made.iter().map(|pass| pass.logits.clone()).collect(), 0);
         Ok(Asked {
-            scores,
             made,
             places: passes.into_iter().flatten().collect(),
             // Here, while a GPU is at work.
@@ -201,7 +199,8 @@ impl StepContext<'_> {
 
     /// Waits for the scores; the loss, on the CPU, and backward.
     fn answer(&self, asked: Asked, scale: f64, shard: &Documents) -> Result<Part> {
-        let in_order = numbers(asked.scores.clone().inner())?;
+        let scores = asked.made.iter().map(|pass| pass.logits.clone().inner());
+        let in_order = numbers(Tensor::cat(scores.collect(), 0))?;
         // The loss takes judgements in the order of the passes, which spares putting slopes there.
         let judged = shard.judged.part(asked.places.iter().copied());
         let (loss, mut slopes) = self.loss_and_slopes(&in_order, &judged)?;
@@ -210,9 +209,7 @@ impl StepContext<'_> {
             let scale = scale as f32;
             *slope *= scale;
         }
-        let slopes = Tensor::<1>::from_floats(slopes.as_slice(), &asked.scores.device());
-        let gradients = (asked.scores * slopes).sum().backward();
-        let gradients = NamedGradients::of(&asked.student, asked.made, &gradients);
+        let gradients = NamedGradients::at(&asked.student, asked.made, &slopes);
         let mut scores = vec![0.0; asked.places.len()];
         for (place, score) in asked.places.into_iter().zip(in_order) {
             scores[place] = score;
@@ -304,10 +301,8 @@ impl<'a> Documents<'a> {
 
 /// A shard that a device is at work on.
 struct Asked {
-    /// In the order of the passes.
-    scores: Tensor<1>,
     made: Vec<Pass>,
-    /// Which document's each score is.
+    /// Which document's each logit is, pass by pass.
     places: Vec<usize>,
     constant_loss: f64,
     teacher_loss: f64,

@@ -64,13 +64,14 @@ pub(crate) fn blend(mean: Tensor<1>, value: Tensor<1>, share: f64) -> Tensor<1> 
 /// Over all of several tensors, in their order. A GPU is asked once for all of them: until it answers,
 /// it has nothing else to do.
 pub(crate) fn sum_of_squares<'a>(tensors: impl Iterator<Item = &'a Tensor<1>>) -> Result<f64> {
-    let (here, there): (Vec<_>, Vec<_>) = tensors.partition(|one| one.device() == Device::flex());
-    let here: f64 = here.into_iter().map(sum_of_squares_on_host).sum();
-    if there.is_empty() {
+    let (here, there): (Vec<Tensor<1>>, Vec<Tensor<1>>) = tensors
+        .cloned()
+        .partition(|one| one.device() == Device::flex());
+    let here: f64 = here.iter().map(sum_of_squares_on_host).sum();
+    let Some(sums) = retort_model::squares(&there) else {
         return Ok(here);
-    }
-    let sums = there.into_iter().map(|one| one.clone().square().sum());
-    let sums = to_host(Tensor::cat(sums.collect(), 0))?;
+    };
+    let sums = to_host(sums)?;
     Ok(here + sums.into_iter().map(f64::from).sum::<f64>())
 }
 

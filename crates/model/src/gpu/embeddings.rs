@@ -29,7 +29,7 @@ pub(super) fn forward(weights: EmbeddingWeights<CubeBackend>, frame: &Frame) -> 
 pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> CubeTensor {
     let slopes = into_contiguous(slopes);
     let gpu = Gpu::new(&slopes, frame);
-    let into = Goal::new(&gpu, true);
+    let into = Goal::new(&gpu, frame.layout.rows, true);
     let Tape { normed, scale } = tape;
     let (of_sums, _) = gpu.norm_back(&slopes, None, normed, scale, &into, &[SCALE, SHIFT]);
     into.tables(&of_sums);

@@ -1,4 +1,4 @@
-//! Kernels of the encoder, but for those of attention.
+//! Kernels of the encoder and the head, but for those of attention.
 //!
 //! Each goes once over what it reads, computes in 32 bits, and rounds what it writes to `E`, what
 //! products of matrices are made of. Numbers lie in vectors of `N`; widths are counted in these.
@@ -366,13 +366,103 @@ pub(super) fn gelu_back<E: Float, N: Size>(
         for row in begin..end {
             let place = row * width + column;
             let input = Vector::<f32, N>::cast_from(product[place]) + bias;
-            let density = (input * input * Vector::new(-0.5f32)).exp() * Vector::new(DENSITY);
-            let slope = cumulative(input) + input * density;
-            let value = Vector::<f32, N>::cast_from(slopes[place]) * slope;
+            let value = Vector::<f32, N>::cast_from(slopes[place]) * gelu_slope(input);
             slopes[place] = Vector::cast_from(value);
             sum += value;
         }
         sums[number * sums_width + sums_begin + column] = sum;
+    }
+}
+
+/// What stands between a head's dense layer and its classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Activation {
+    Tanh,
+    Gelu,
+    Relu,
+}
+
+/// A logit of each row of a dense layer's product: its bias, the activation, the classifier.
+#[cube(launch)]
+pub(super) fn classify<N: Size>(
+    product: &[Vector<f32, N>],
+    bias: &[Vector<f32, N>],
+    weights: &[Vector<f32, N>],
+    classifier_bias: &[f32],
+    logits: &mut [f32],
+    rows: usize,
+    width: usize,
+    #[comptime] activation: Activation,
+    #[comptime] lanes: usize,
+    #[comptime] side: usize,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(lanes * side);
+    let lane = UNIT_POS_X as usize;
+    let row = CUBE_POS * side + UNIT_POS_Y as usize;
+    let mut sum = 0.0f32;
+    if row < rows {
+        let mut at = lane;
+        while at < width {
+            let input = product[row * width + at] + bias[at];
+            sum += across(activated(input, activation) * weights[at]);
+            at += lanes;
+        }
+    }
+    let logit = over_lanes(sum, &mut scratch, lanes);
+    if row < rows && lane == 0 {
+        logits[row] = logit + classifier_bias[0];
+    }
+}
+
+/// The slopes at a dense layer's product, from those at the logits, and of each chunk of rows the sums for
+/// the classifier's weights, the dense layer's bias and the classifier's.
+#[cube(launch)]
+pub(super) fn classify_back<N: Size>(
+    slopes: &[f32],
+    product: &[Vector<f32, N>],
+    bias: &[Vector<f32, N>],
+    weights: &[Vector<f32, N>],
+    output: &mut [Vector<f32, N>],
+    sums: &mut [Vector<f32, N>],
+    rows: usize,
+    chunk: usize,
+    #[comptime] width: usize,
+    sums_width: usize,
+    of_weights: usize,
+    of_bias: usize,
+    of_classifier_bias: usize,
+    #[comptime] activation: Activation,
+) {
+    let column = ABSOLUTE_POS_X as usize;
+    let number = CUBE_POS_Y as usize;
+    let begin = number * chunk;
+    let end = least(begin + chunk, rows);
+    let place = number * sums_width;
+    if column < width {
+        let bias = bias[column];
+        let weight = weights[column];
+        let mut of_weight = Vector::<f32, N>::new(0.0f32);
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        for row in begin..end {
+            let at = row * width + column;
+            let slope = Vector::<f32, N>::new(slopes[row]);
+            let input = product[at] + bias;
+            let value = slope * weight * slope_of(input, activation);
+            of_weight += slope * activated(input, activation);
+            sum += value;
+            output[at] = value;
+        }
+        sums[place + of_weights + column] = of_weight;
+        sums[place + of_bias + column] = sum;
+    }
+    if column == width {
+        let mut sum = 0.0f32;
+        for row in begin..end {
+            sum += slopes[row];
+        }
+        let mut first = Vector::<f32, N>::new(0.0f32);
+        first.insert(0usize, sum);
+        sums[place + of_classifier_bias] = first;
     }
 }
 
@@ -462,6 +552,29 @@ pub(super) fn add<E: Float, N: Size>(
             value += residual[ABSOLUTE_POS];
         }
         output[ABSOLUTE_POS] = value;
+    }
+}
+
+/// Sums of squares, each cube's behind those of the cubes before it, from `begin` on.
+#[cube(launch)]
+pub(super) fn squares<N: Size>(
+    input: &[Vector<f32, N>],
+    output: &mut [f32],
+    units: usize,
+    begin: usize,
+    #[comptime] lanes: usize,
+    #[comptime] cubes: usize,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(lanes);
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    let mut at = ABSOLUTE_POS;
+    while at < units {
+        sum += input[at] * input[at];
+        at += lanes * cubes;
+    }
+    let sum = over_lanes(across(sum), &mut scratch, lanes);
+    if UNIT_POS == 0 {
+        output[begin + CUBE_POS] = sum;
     }
 }
 
@@ -558,6 +671,44 @@ fn normalise<E: Float, N: Size>(
 #[cube]
 pub(super) fn least(one: usize, other: usize) -> usize {
     select(one < other, one, other)
+}
+
+#[cube]
+fn activated<N: Size>(input: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+    match comptime!(activation) {
+        Activation::Tanh => input.tanh(),
+        Activation::Gelu => input * cumulative(input),
+        Activation::Relu => input * is_above(input),
+    }
+}
+
+#[cube]
+fn slope_of<N: Size>(input: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+    match comptime!(activation) {
+        Activation::Tanh => {
+            let output = input.tanh();
+            Vector::new(1.0f32) - output * output
+        }
+        Activation::Gelu => gelu_slope(input),
+        Activation::Relu => is_above(input),
+    }
+}
+
+/// 1 where a number is above 0, elsewhere 0.
+#[cube]
+fn is_above<N: Size>(input: Vector<f32, N>) -> Vector<f32, N> {
+    let mut output = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for place in 0..N::value() {
+        output.insert(place, select(input.extract(place) > 0.0f32, 1.0f32, 0.0f32));
+    }
+    output
+}
+
+#[cube]
+fn gelu_slope<N: Size>(input: Vector<f32, N>) -> Vector<f32, N> {
+    let density = (input * input * Vector::new(-0.5f32)).exp() * Vector::new(DENSITY);
+    cumulative(input) + input * density
 }
 
 /// Φ.

@@ -11,9 +11,13 @@ use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
+use super::kernels::Activation;
 use super::layer::Asked;
-use super::layout::{INNER_BIAS, KEY_BIAS, POSITIONS, QUERY_BIAS, SEGMENTS, Told};
-use super::{EmbeddingWeights, Frame, LayerWeights, attend, kernels};
+use super::layout::{
+    CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER_BIAS, KEY_BIAS, POSITIONS, QUERY_BIAS, SEGMENTS,
+    Told,
+};
+use super::{EmbeddingWeights, Frame, HeadWeights, LayerWeights, attend, kernels};
 
 /// Where the slopes at parameters go.
 pub(super) struct Goal<'a> {
@@ -30,12 +34,11 @@ const CHUNK: usize = 8;
 const CHUNKS: usize = 512;
 
 impl<'a> Goal<'a> {
-    /// Where `begins_with_zeros`, slopes are 0 that are not written.
-    pub(super) fn new(gpu: &'a Gpu<'a>, begins_with_zeros: bool) -> Self {
+    /// Of sums over so many rows, at most. Where `begins_with_zeros`, slopes are 0 that are not written.
+    pub(super) fn new(gpu: &'a Gpu<'a>, rows: usize, begins_with_zeros: bool) -> Self {
         let places = &gpu.frame.places;
-        let rows = gpu.frame.layout.rows;
         let chunks = rows.div_ceil(rows.div_ceil(CHUNKS).max(CHUNK)).max(1);
-        let sums = chunks * (places.length - places.vectors);
+        let sums = chunks * (places.length - places.summed);
         // What lies between parameters is summed with them.
         let (slopes, sums) = if begins_with_zeros || places.has_gaps() {
             (gpu.zeros(places.length), gpu.zeros(sums))
@@ -155,12 +158,12 @@ impl<'a> Goal<'a> {
     /// Where, among the sums of a chunk, those of a parameter are, in vectors.
     fn place(&self, which: usize) -> usize {
         let places = &self.gpu.frame.places;
-        (places.ranges[which].start - places.vectors) / self.gpu.vector
+        (places.ranges[which].start - places.summed) / self.gpu.vector
     }
 
     fn sums_width(&self) -> usize {
         let places = &self.gpu.frame.places;
-        (places.length - places.vectors) / self.gpu.vector
+        (places.length - places.summed) / self.gpu.vector
     }
 
     /// All of them, in their places.
@@ -175,7 +178,7 @@ impl<'a> Goal<'a> {
             read(&self.slopes),
             self.chunks,
             width,
-            gpu.frame.places.vectors,
+            gpu.frame.places.summed,
             LANES,
             SIDE,
         );
@@ -679,6 +682,69 @@ impl<'a> Gpu<'a> {
         );
     }
 
+    /// The logits, `[B]`, of the dense layer's product.
+    pub(super) fn classify(
+        &self,
+        product: &CubeTensor,
+        weights: &HeadWeights<CubeBackend>,
+        activation: Activation,
+    ) -> CubeTensor {
+        let (rows, width) = (rows(product), width(product));
+        let logits = self.empty([rows], DType::F32);
+        kernels::classify::launch(
+            &self.client,
+            cubes(rows.div_ceil(SIDE)),
+            CubeDim::new_2d(count(LANES), count(SIDE)),
+            self.vector,
+            read(product),
+            read(&weights.dense_bias),
+            read(&weights.classifier),
+            read(&weights.classifier_bias),
+            read(&logits),
+            rows,
+            width / self.vector,
+            activation,
+            LANES,
+            SIDE,
+        );
+        logits
+    }
+
+    /// The slopes at the dense layer's product.
+    pub(super) fn classify_back(
+        &self,
+        slopes: &CubeTensor,
+        product: &CubeTensor,
+        weights: &HeadWeights<CubeBackend>,
+        activation: Activation,
+        into: &Goal,
+    ) -> CubeTensor {
+        let (rows, width) = (rows(product), width(product));
+        let output = self.like(product);
+        kernels::classify_back::launch(
+            &self.client,
+            // And one for the classifier's bias.
+            self.by_columns(width + self.vector, into),
+            CubeDim::new_1d(count(COLUMNS)),
+            self.vector,
+            read(slopes),
+            read(product),
+            read(&weights.dense_bias),
+            read(&weights.classifier),
+            read(&output),
+            read(&into.sums),
+            rows,
+            into.chunk(rows),
+            width / self.vector,
+            into.sums_width(),
+            into.place(CLASSIFIER),
+            into.place(DENSE_BIAS),
+            into.place(CLASSIFIER_BIAS),
+            activation,
+        );
+        output
+    }
+
     /// What comes to all rows, `[N, D]`, and what to the first of each pair, `[R, D]`, in the last layer;
     /// elsewhere the sum of two.
     pub(super) fn add(
@@ -747,7 +813,7 @@ fn cubes(number: usize) -> CubeCount {
     CubeCount::new_2d(count(number.div_ceil(rows.max(1))), count(rows))
 }
 
-fn count(number: usize) -> u32 {
+pub(super) fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 

@@ -17,6 +17,8 @@ use super::{Frame, LayerWeights};
 /// What the way back through a layer takes. Operands of products are as they were multiplied.
 pub(crate) struct Tape {
     weights: LayerWeights<CubeBackend>,
+    /// Of them, those behind attention, as operands: `[D, D]`, `[D, I]` and `[I, D]`.
+    operands: [CubeTensor; 3],
     /// `[N, D]`
     input: CubeTensor,
     asked: Asked,
@@ -90,16 +92,18 @@ pub(super) fn forward(
         (hidden, Asked::All { weights, projected })
     };
     let (context, logs) = gpu.attend(&asked, w);
-    let attended = gpu.product(&context, &gpu.operand(&w.attended));
+    let operands = [&w.attended, &w.inner, &w.outer].map(|weights| gpu.operand(weights));
+    let [to_attended, to_inner, to_outer] = &operands;
+    let attended = gpu.product(&context, to_attended);
     let (residual, inner_input, attended) = gpu.add_and_norm(
         &attended,
         &residual,
         [&w.attended_bias, &w.attended_scale, &w.attended_shift],
         gpu.rounds(),
     );
-    let inner = gpu.product(&inner_input, &gpu.operand(&w.inner));
+    let inner = gpu.product(&inner_input, to_inner);
     let activated = gpu.gelu(&inner, &w.inner_bias);
-    let outer = gpu.product(&activated, &gpu.operand(&w.outer));
+    let outer = gpu.product(&activated, to_outer);
     let (output, _, outer) = gpu.add_and_norm(
         &outer,
         &residual,
@@ -108,6 +112,7 @@ pub(super) fn forward(
     );
     let tape = Tape {
         weights,
+        operands,
         input,
         asked,
         context,
@@ -126,7 +131,8 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
     let slopes = into_contiguous(slopes);
     let gpu = Gpu::new(&slopes, frame);
     let w = &tape.weights;
-    let into = Goal::new(&gpu, false);
+    let [to_attended, to_inner, to_outer] = &tape.operands;
+    let into = Goal::new(&gpu, frame.layout.rows, false);
 
     let (of_outer, outer_operand) = gpu.norm_back(
         &slopes,
@@ -136,10 +142,10 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
         &into,
         &[OUTER_SCALE, OUTER_SHIFT, OUTER_BIAS],
     );
-    let of_inner = gpu.product(&outer_operand, &transposed(gpu.operand(&w.outer)));
+    let of_inner = gpu.product(&outer_operand, &transposed(to_outer.clone()));
     into.product(OUTER, &tape.activated, &outer_operand);
     gpu.gelu_back(&of_inner, &tape.inner, &w.inner_bias, &into);
-    let of_attended = gpu.product(&of_inner, &transposed(gpu.operand(&w.inner)));
+    let of_attended = gpu.product(&of_inner, &transposed(to_inner.clone()));
     into.product(INNER, &tape.inner_input, &of_inner);
     let (of_attended, attended_operand) = gpu.norm_back(
         &of_outer,
@@ -149,7 +155,7 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
         &into,
         &[ATTENDED_SCALE, ATTENDED_SHIFT, ATTENDED_BIAS],
     );
-    let of_context = gpu.product(&attended_operand, &transposed(gpu.operand(&w.attended)));
+    let of_context = gpu.product(&attended_operand, &transposed(to_attended.clone()));
     into.product(ATTENDED, &tape.context, &attended_operand);
 
     let found = [&tape.context, &tape.logs];

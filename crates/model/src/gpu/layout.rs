@@ -201,6 +201,8 @@ pub(crate) struct Places {
     pub(super) ranges: Arc<[Range<usize>]>,
     /// Where it is that no matrix is any more.
     pub(super) vectors: usize,
+    /// Where those begin whose slopes are sums over rows.
+    pub(super) summed: usize,
     pub(super) length: usize,
 }
 
@@ -222,7 +224,13 @@ pub(super) const QUERY_BIAS: usize = 13;
 pub(super) const KEY_BIAS: usize = 14;
 pub(super) const VALUE_BIAS: usize = 15;
 
-/// And of the embeddings, of which words are the first.
+/// Of the head.
+pub(super) const DENSE: usize = 0;
+pub(super) const CLASSIFIER: usize = 1;
+pub(super) const DENSE_BIAS: usize = 2;
+pub(super) const CLASSIFIER_BIAS: usize = 3;
+
+/// Of the embeddings, of which words are the first.
 pub(super) const POSITIONS: usize = 1;
 pub(super) const SEGMENTS: usize = 2;
 pub(super) const SCALE: usize = 3;
@@ -241,6 +249,15 @@ impl Places {
         Self::new(&rows.map(|rows| rows * width), &[width, width])
     }
 
+    /// The classifier of one label.
+    pub(super) fn of_head(width: usize) -> Self {
+        let places = Self::new(&[width * width, width], &[width, 1]);
+        Self {
+            summed: places.ranges[CLASSIFIER].start,
+            ..places
+        }
+    }
+
     fn new(matrices: &[usize], vectors: &[usize]) -> Self {
         let mut end = 0;
         let lengths = matrices.iter().chain(vectors);
@@ -251,8 +268,10 @@ impl Places {
                 begin..begin + length
             })
             .collect();
+        let vectors = ranges[matrices.len()].start;
         Self {
-            vectors: ranges[matrices.len()].start,
+            vectors,
+            summed: vectors,
             length: end,
             ranges,
         }

@@ -3,16 +3,41 @@
 use std::ops::Range;
 
 use burn::cubecl::calculate_cube_count_elemwise;
-use burn::cubecl::prelude::CubeDim;
+use burn::cubecl::prelude::{CubeCount, CubeDim};
 use burn::cubecl::server::Overlap;
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::kernels;
-use super::launch::{read, vector_of, view};
+use super::launch::{count, read, vector_of, view};
 use super::layout::Places;
 use crate::pass::Adam;
+
+/// Into how many sums the squares of a vector go, each of a cube of so many units.
+pub(super) const SUMS: usize = 256;
+const UNITS: usize = 256;
+
+/// Sums of the squares of a vector, in the place of those that `into` has there.
+pub(super) fn squares(values: CubeTensor, into: CubeTensor, place: usize) -> CubeTensor {
+    let values = into_contiguous(values);
+    let into = if into.can_mut() { into } else { into.copy() };
+    let length = values.meta.num_elements();
+    let vector = vector_of(length, 4);
+    kernels::squares::launch(
+        &values.client,
+        CubeCount::new_1d(count(SUMS)),
+        CubeDim::new_1d(count(UNITS)),
+        vector,
+        read(&values),
+        read(&into),
+        length / vector,
+        place * SUMS,
+        UNITS,
+        SUMS,
+    );
+    into
+}
 
 /// What parameters are moved by.
 #[derive(Clone)]
