@@ -410,10 +410,6 @@ impl LayerWeights<CubeBackend> {
             value_bias,
         }
     }
-
-    fn contiguous(self) -> Self {
-        Self::of_order(self.in_order().map(into_contiguous))
-    }
 }
 
 /// The head's parameters, in the order of [`Places::of_head`].

@@ -48,6 +48,37 @@ pub(super) fn side_by_side<E: Float, N: Size>(
     }
 }
 
+/// A layer's matrices as operands, where they lie: but for the queries', the keys' and the values', of which
+/// the last `joined` are side by side. Each of these is `[rows, width]`, and begins `apart` behind the one
+/// before it.
+#[cube(launch)]
+pub(super) fn operands<E: Float, N: Size>(
+    input: &[Vector<f32, N>],
+    output: &mut [Vector<E, N>],
+    units: usize,
+    #[comptime] joined: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] apart: usize,
+    #[define(E)] _element: ElemType,
+) {
+    if ABSOLUTE_POS < units {
+        let first = comptime!((3 - joined) * apart);
+        let mut place = ABSOLUTE_POS;
+        let mut is_read = true;
+        if place >= first && place < 3 * apart {
+            let part = (place - first) / apart;
+            let within = (place - first) % apart;
+            // Not what lies between two of them.
+            is_read = within < rows * width;
+            place = first + (within / width * joined + part) * width + within % width;
+        }
+        if is_read {
+            output[place] = Vector::cast_from(input[ABSOLUTE_POS]);
+        }
+    }
+}
+
 /// What [`side_by_side()`] put together, apart: each matrix where it begins in the output.
 #[cube(launch)]
 pub(super) fn apart<N: Size>(

@@ -14,8 +14,8 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use super::kernels::Activation;
 use super::layer::Asked;
 use super::layout::{
-    CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER_BIAS, KEY_BIAS, POSITIONS, QUERY_BIAS, SEGMENTS,
-    Told,
+    ATTENDED, CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER, INNER_BIAS, KEY, KEY_BIAS, OUTER,
+    POSITIONS, QUERY, QUERY_BIAS, SEGMENTS, Told,
 };
 use super::{EmbeddingWeights, Frame, HeadWeights, LayerWeights, attend, kernels};
 
@@ -186,6 +186,16 @@ impl<'a> Goal<'a> {
     }
 }
 
+/// A layer's matrices, as products take them.
+pub(super) struct Operands {
+    /// Of queries, keys and values side by side, `[D, 3 D]`; in the last layer of queries, `[D, D]`.
+    pub(super) asking: CubeTensor,
+    /// There, of keys and values: `[D, 2 D]`.
+    pub(super) asked: Option<CubeTensor>,
+    /// Those behind attention: `[D, D]`, `[D, I]` and `[I, D]`.
+    pub(super) others: [CubeTensor; 3],
+}
+
 /// What the way back through a layer norm takes.
 pub(super) struct Normed {
     /// Before scale and shift: `[R, D]`.
@@ -307,6 +317,64 @@ impl<'a> Gpu<'a> {
             self.element(),
         );
         output
+    }
+
+    /// A layer's matrices as operands, by one kernel where all its parameters lie in one vector.
+    pub(super) fn operands(
+        &self,
+        w: &LayerWeights<CubeBackend>,
+        in_one: Option<&CubeTensor>,
+    ) -> Operands {
+        let is_last = self.frame.is_last;
+        let Some(in_one) = in_one.filter(|_| self.rounds()) else {
+            let (asking, asked) = if is_last {
+                let asked = self.side_by_side(&[&w.key, &w.value]);
+                (self.operand(&w.query), Some(asked))
+            } else {
+                (self.side_by_side(&[&w.query, &w.key, &w.value]), None)
+            };
+            return Operands {
+                asking,
+                asked,
+                others: [&w.attended, &w.inner, &w.outer].map(|weights| self.operand(weights)),
+            };
+        };
+        let Frame {
+            places,
+            width,
+            inner,
+            ..
+        } = self.frame;
+        let (width, inner) = (*width, *inner);
+        let output = self.empty([places.vectors], self.operand);
+        let units = places.vectors / self.vector;
+        let (count, dim) = self.elementwise(units);
+        kernels::operands::launch(
+            &self.client,
+            count,
+            dim,
+            self.vector,
+            read(in_one),
+            read(&output),
+            units,
+            if is_last { 2 } else { 3 },
+            width,
+            width / self.vector,
+            places.ranges[KEY].start / self.vector,
+            self.element(),
+        );
+        let at = |which: usize, shape: [usize; 2]| {
+            view(&output, places.ranges[which].start, shape.into())
+        };
+        Operands {
+            asking: at(QUERY, [width, if is_last { width } else { 3 * width }]),
+            asked: is_last.then(|| at(KEY, [width, 2 * width])),
+            others: [
+                at(ATTENDED, [width, width]),
+                at(INNER, [width, inner]),
+                at(OUTER, [inner, width]),
+            ],
+        }
     }
 
     /// The first row of each pair, as it is and as an operand.

@@ -7,11 +7,12 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::launch::{Goal, Gpu, Normed, transposed};
+use super::launch::{Goal, Gpu, Normed, Operands, transposed};
 use super::layout::{
     ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, KEY, KEY_BIAS, OUTER,
     OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, VALUE, VALUE_BIAS,
 };
+use super::step::as_one;
 use super::{Frame, LayerWeights};
 
 /// What the way back through a layer takes. Operands of products are as they were multiplied.
@@ -36,7 +37,7 @@ pub(crate) struct Tape {
     outer: Normed,
 }
 
-/// What attention is asked, and what it was projected with; without biases.
+/// What attention is asked, without biases, and what it was projected with.
 #[expect(clippy::large_enum_variant, reason = "one a layer")]
 pub(super) enum Asked {
     /// Of all tokens.
@@ -67,33 +68,41 @@ pub(super) fn forward(
     weights: LayerWeights<CubeBackend>,
     frame: &Frame,
 ) -> (CubeTensor, Tape) {
-    let weights = weights.contiguous();
+    let weights = weights.in_order().map(into_contiguous);
+    let in_one = as_one(&weights, &frame.places);
+    let weights = LayerWeights::of_order(weights);
     let hidden = into_contiguous(hidden);
     let gpu = Gpu::new(&hidden, frame);
+    let Operands {
+        asking,
+        asked,
+        others: operands,
+    } = gpu.operands(&weights, in_one.as_ref());
     let input = gpu.operand(&hidden);
     let w = &weights;
-    let (residual, asked) = if frame.is_last {
-        let (residual, rows) = gpu.pick(&hidden);
-        let weights = gpu.operand(&w.query);
-        let queries = gpu.product(&rows, &weights);
-        let other_weights = gpu.side_by_side(&[&w.key, &w.value]);
-        let others = gpu.product(&input, &other_weights);
-        let asked = Asked::First {
-            rows,
-            weights,
-            queries,
-            other_weights,
-            others,
-        };
-        (residual, asked)
-    } else {
-        let weights = gpu.side_by_side(&[&w.query, &w.key, &w.value]);
-        let projected = gpu.product(&input, &weights);
-        (hidden, Asked::All { weights, projected })
+    let (residual, asked) = match asked {
+        None => {
+            let weights = asking;
+            let projected = gpu.product(&input, &weights);
+            (hidden, Asked::All { weights, projected })
+        }
+        Some(other_weights) => {
+            let weights = asking;
+            let (residual, rows) = gpu.pick(&hidden);
+            let queries = gpu.product(&rows, &weights);
+            let others = gpu.product(&input, &other_weights);
+            let asked = Asked::First {
+                rows,
+                weights,
+                queries,
+                other_weights,
+                others,
+            };
+            (residual, asked)
+        }
     };
-    let (context, logs) = gpu.attend(&asked, w);
-    let operands = [&w.attended, &w.inner, &w.outer].map(|weights| gpu.operand(weights));
     let [to_attended, to_inner, to_outer] = &operands;
+    let (context, logs) = gpu.attend(&asked, w);
     let attended = gpu.product(&context, to_attended);
     let (residual, inner_input, attended) = gpu.add_and_norm(
         &attended,

@@ -137,7 +137,7 @@ fn placed<'a>(
 }
 
 /// All of them as one vector, where they lie like that, as a step before this one left them.
-fn as_one(parameters: &[CubeTensor], places: &Places) -> Option<CubeTensor> {
+pub(super) fn as_one(parameters: &[CubeTensor], places: &Places) -> Option<CubeTensor> {
     let (first, _) = placed(parameters, places).next()?;
     let mut handle = first.handle.clone();
     (handle.offset_start, handle.offset_end) = (None, None);
