@@ -117,7 +117,7 @@ pub(crate) fn set_up(precision: Precision) {
 
 /// Has the allocator keep what is freed: the CPU device makes and drops tensors of megabytes by the
 /// thousand, and with glibc's defaults a fifth of its time goes into mapping their pages anew.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu", not(feature = "cuda")))]
 #[expect(unsafe_code, reason = "mallopt sets numbers of the allocator, no more")]
 fn keep_freed_memory() {
     use libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD, c_int, mallopt};
@@ -135,5 +135,5 @@ fn keep_freed_memory() {
     }
 }
 
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu", not(feature = "cuda"))))]
 fn keep_freed_memory() {}

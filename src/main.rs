@@ -25,6 +25,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+#[cfg(feature = "cuda")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Distils an LLM's relevance judgements into a small BERT cross-encoder reranker.
 #[derive(Parser)]
 #[command(name = "retort", version, max_term_width = 100)]

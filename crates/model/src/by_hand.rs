@@ -14,6 +14,7 @@ use crate::cross_encoder::Batch;
 use crate::encoder::Encoder;
 use crate::gpu::{Embedded, Headed, Layered};
 use crate::head::ClassificationHead;
+use crate::post_norm::Layer;
 use crate::slopes::{OfGroup, Slopes};
 
 /// What the way back takes.
@@ -34,24 +35,23 @@ impl Tape {
         batch: &Batch,
     ) -> (Tensor<1>, Self) {
         let (mut hidden, embedded) = Embedded::forward(config, encoder, batch);
-        let projected = encoder.projection.as_ref().map(|projection| {
-            let input = config.precision.operand(hidden.clone());
+        let mut projected = None;
+        if let Some(projection) = &encoder.projection {
+            let input = config.precision.operand(hidden);
             hidden = project(config, projection, &input);
-            input
-        });
-        let layers = encoder.post_norm().unwrap_or_default();
-        let mut works = Vec::new();
-        for (number, layer) in layers.iter().enumerate() {
-            let is_last = number + 1 == layers.len();
+            projected = Some(input);
+        }
+        let mut layers = Vec::new();
+        for (layer, is_last) in in_order(encoder) {
             let (output, work) = Layered::forward(config, &embedded, layer, is_last, hidden);
             hidden = output;
-            works.push(work);
+            layers.push(work);
         }
         let (logits, head) = Headed::forward(config, &embedded, head, hidden);
         let tape = Self {
             embedded,
             projected,
-            layers: works,
+            layers,
             head,
         };
         (logits, tape)
@@ -95,6 +95,31 @@ impl Tape {
         });
         into
     }
+}
+
+/// The logits of a batch, `[B]`, where nothing goes back.
+pub(crate) fn logits(
+    encoder: &Encoder,
+    head: &ClassificationHead,
+    config: &ModelConfig,
+    batch: &Batch,
+) -> Tensor<1> {
+    let (mut hidden, embedded) = Embedded::forward(config, encoder, batch);
+    if let Some(projection) = &encoder.projection {
+        hidden = project(config, projection, &config.precision.operand(hidden));
+    }
+    for (layer, is_last) in in_order(encoder) {
+        // What the way back would take goes with the work.
+        (hidden, _) = Layered::forward(config, &embedded, layer, is_last, hidden);
+    }
+    Headed::forward(config, &embedded, head, hidden).0
+}
+
+/// The layers, and which is the last.
+fn in_order(encoder: &Encoder) -> impl Iterator<Item = (&Layer, bool)> {
+    let layers = encoder.post_norm().unwrap_or_default();
+    let numbered = layers.iter().enumerate();
+    numbered.map(|(number, layer)| (layer, number + 1 == layers.len()))
 }
 
 /// A linear map of what `Precision::operand` gave.

@@ -294,8 +294,8 @@ pub fn score(
         let threads = parallelism(&model.device());
         return Ok(host.logits(encodings, threads, tokens_per_batch));
     }
-    let logits = run(model, encodings, tokens_per_batch, |model, batch| {
-        model.forward(batch).unsqueeze_dim(1)
+    let logits = run(model, encodings, tokens_per_batch, |model, inputs| {
+        model.scores(inputs).unsqueeze_dim(1)
     })?;
     Ok(logits.into_iter().flatten().collect())
 }
@@ -309,7 +309,9 @@ pub fn classify(
     encodings: &[Encoded],
     tokens_per_batch: usize,
 ) -> Result<Vec<Vec<f32>>> {
-    run(&model.0, encodings, tokens_per_batch, CrossEncoder::logits)
+    run(&model.0, encodings, tokens_per_batch, |model, inputs| {
+        model.logits(&model.batch(inputs))
+    })
 }
 
 /// The embeddings of all inputs, in their order: `D` numbers each, of length one.
@@ -321,7 +323,9 @@ pub fn embed_all(
     encodings: &[Encoded],
     tokens_per_batch: usize,
 ) -> Result<Vec<Vec<f32>>> {
-    run(model, encodings, tokens_per_batch, CrossEncoder::embed)
+    run(model, encodings, tokens_per_batch, |model, inputs| {
+        model.embed(&model.batch(inputs))
+    })
 }
 
 impl CrossEncoder {
@@ -426,7 +430,7 @@ fn run(
     model: &CrossEncoder,
     encodings: &[Encoded],
     tokens_per_batch: usize,
-    output: impl Fn(&CrossEncoder, &Batch) -> Tensor<2> + Sync,
+    output: impl Fn(&CrossEncoder, &[&Encoded]) -> Tensor<2> + Sync,
 ) -> Result<Vec<Vec<f32>>> {
     model.check(encodings)?;
     // Without autodiff: nothing to keep for a backward pass, and no dropout.
@@ -436,7 +440,7 @@ fn run(
     let buckets = model.buckets(&lengths, tokens_per_batch);
     let ask = |bucket: &Vec<usize>| {
         let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
-        output(&model, &model.batch(&inputs))
+        output(&model, &inputs)
     };
     let answer = |output: Tensor<2>| {
         let [_, width] = output.dims();

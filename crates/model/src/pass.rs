@@ -9,11 +9,16 @@ use crate::bundle::Bundle;
 #[cfg(feature = "gpu")]
 use crate::bundle::Group;
 use crate::cross_encoder::{Batch, CrossEncoder};
+use crate::pairs::Encoded;
 use crate::parameters::ParameterVisitor;
 use crate::slopes::Slopes;
 
 #[cfg(feature = "gpu")]
 use crate::by_hand::Tape;
+#[cfg(feature = "gpu")]
+use crate::config::ModelConfig;
+#[cfg(feature = "gpu")]
+use crate::precision::Precision;
 
 /// What a batch comes to in training, with what going back takes.
 pub struct Pass {
@@ -87,17 +92,12 @@ impl CrossEncoder {
     #[cfg(feature = "gpu")]
     pub(crate) fn goes_by_hand(&self) -> bool {
         let config = self.config();
-        let layers = self.encoder().post_norm();
-        let device = self.device();
-        layers.is_some_and(|layers| !layers.is_empty())
+        self.scores_by_hand()
             && config.hidden_dropout_prob == 0.0
             && config.attention_probs_dropout_prob == 0.0
             && config.classifier_dropout.unwrap_or(0.0) == 0.0
-            && config.labels.len() == 1
             && config.attention == crate::attention::Attention::Decomposed
-            && config.hidden_size <= crate::gpu::WIDEST
-            && device.is_autodiff()
-            && !crate::parallel::is_cpu(&device)
+            && self.device().is_autodiff()
     }
 
     /// Without a GPU's backends, nothing does.
@@ -105,6 +105,31 @@ impl CrossEncoder {
     #[expect(clippy::unused_self, reason = "as where there are GPUs")]
     pub(crate) fn goes_by_hand(&self) -> bool {
         false
+    }
+
+    /// Without dropout, the logits can be found by hand.
+    #[cfg(feature = "gpu")]
+    fn scores_by_hand(&self) -> bool {
+        let config = self.config();
+        let layers = self.encoder().post_norm();
+        layers.is_some_and(|layers| !layers.is_empty())
+            && config.labels.len() == 1
+            && config.hidden_size <= crate::gpu::WIDEST
+            && !crate::parallel::is_cpu(&self.device())
+    }
+
+    /// The logits of inputs, by a model without autodiff: `[B]`.
+    pub(crate) fn scores(&self, inputs: &[&Encoded]) -> Tensor<1> {
+        #[cfg(feature = "gpu")]
+        if self.scores_by_hand() {
+            let config = ModelConfig {
+                precision: Precision::F32,
+                ..self.config().clone()
+            };
+            let batch = Batch::unpadded(inputs, &config, &self.device());
+            return crate::by_hand::logits(self.encoder(), self.head(), &config, &batch);
+        }
+        self.forward(&self.batch(inputs))
     }
 
     /// The gradients of all parameters that have one. `gradients` are of a loss of these passes' logits.

@@ -14,7 +14,7 @@ use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::draw::Draw;
 use crate::error::{Error, Result};
 use crate::guard::guard;
-use crate::pairs::Encoded;
+use crate::pairs::{Encoded, score};
 use crate::parameters::{ParameterMapper, filled};
 use crate::precision::Precision;
 
@@ -113,8 +113,12 @@ fn passes(
     let gradients = (logits.clone() * weights).sum().backward();
     let gradients = model.gradients(vec![pass], &gradients).into_iter();
     let gradients = gradients.flat_map(Bundle::apart);
+    let mut logits: Vec<f32> = logits.try_into_vec_as()?;
+    // Scored they are computed in 32 bits and without a way back.
+    let owned: Vec<Encoded> = inputs.into_iter().cloned().collect();
+    logits.extend(score(&model, &owned, usize::MAX)?);
     Ok(Passed {
-        logits: logits.try_into_vec_as()?,
+        logits,
         gradients: gradients
             .map(|(name, gradient)| Ok((name, gradient.try_into_vec_as()?)))
             .collect::<Result<_>>()?,

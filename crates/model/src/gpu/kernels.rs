@@ -558,7 +558,7 @@ pub(super) fn over_chunks(
 }
 
 /// A product and what is added to it: to all rows, or to the first of each pair, where `pair_of_first` says
-/// which pair's that is, and elsewhere -1.
+/// which pair's that is, counted from 1, and elsewhere 0.
 #[cube(launch)]
 pub(super) fn add<E: Float, N: Size>(
     product: &[Vector<E, N>],
@@ -575,8 +575,8 @@ pub(super) fn add<E: Float, N: Size>(
         let mut value = Vector::<f32, N>::cast_from(product[ABSOLUTE_POS]);
         if comptime!(to_first) {
             let pair = pair_of_first[ABSOLUTE_POS / width];
-            if pair >= 0 {
-                let at = usize::cast_from(pair) * width + ABSOLUTE_POS % width;
+            if pair > 0 {
+                let at = usize::cast_from(pair - 1) * width + ABSOLUTE_POS % width;
                 value += residual[at] + Vector::<f32, N>::cast_from(other[at]);
             }
         } else {

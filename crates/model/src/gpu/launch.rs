@@ -40,12 +40,16 @@ impl<'a> Goal<'a> {
         let chunks = rows.div_ceil(rows.div_ceil(CHUNKS).max(CHUNK)).max(1);
         let sums = chunks * (places.length - places.summed);
         // What lies between parameters is summed with them.
-        let (slopes, sums) = if begins_with_zeros || places.has_gaps() {
-            (gpu.zeros(places.length), gpu.zeros(sums))
-        } else {
-            let slopes = gpu.empty([places.length], DType::F32);
-            (slopes, gpu.empty([sums], DType::F32))
+        let empty = |length: usize, has_zeros: bool| {
+            if has_zeros {
+                gpu.zeros(length)
+            } else {
+                gpu.empty([length], DType::F32)
+            }
         };
+        let has_gaps = places.has_gaps();
+        let slopes = empty(places.length, begins_with_zeros || has_gaps);
+        let sums = empty(sums, has_gaps);
         Self {
             gpu,
             slopes,

@@ -30,7 +30,7 @@ pub(crate) struct Layout {
 pub(super) enum Told {
     /// The first row of each pair: `[B]`.
     Firsts,
-    /// Of each row, which pair's first it is, or -1: `[N]`.
+    /// Of each row, which pair's first it is, counted from 1, or 0: `[N]`.
     PairOfFirst,
     /// Tiles of all rows, and which rows these attend to: `[tiles, 4]`.
     All,
@@ -62,8 +62,8 @@ impl Layout {
         for (pair, (tokens, padded)) in batch.lengths().enumerate() {
             let (end, padded) = (begin + tokens, begin + padded);
             firsts.push(number(begin));
-            pair_of_first.resize(padded, -1);
-            pair_of_first[begin] = number(pair);
+            pair_of_first.resize(padded, 0);
+            pair_of_first[begin] = number(pair + 1);
             tiles(&mut all, begin..end, begin..end);
             tiles(&mut first, pair..pair + 1, begin..end);
             tiles(&mut to_first, begin..end, pair..pair + 1);
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(attended(&unpadded, Told::ToFirst, 104), expected);
         assert_eq!(numbers(&unpadded, Told::Firsts), [0, 70, 103]);
         let pair_of_first = numbers(&unpadded, Told::PairOfFirst);
-        assert_eq!((pair_of_first[70], pair_of_first[71]), (1, -1));
+        assert_eq!((pair_of_first[70], pair_of_first[71]), (2, 0));
 
         let expected = each(&[((0, 70), 70), ((70, 103), 33), ((0, 0), 37)]);
         assert_eq!(attended(&padded, Told::All, 140), expected);
