@@ -20,7 +20,7 @@ use crate::precision::Precision;
 pub struct Batch {
     /// Vocabulary ids, padding included: `[N]`.
     pub(crate) input_ids: Vec<i32>,
-    /// 0 for the first text and the padding, 1 for the second: `[N]`.
+    /// 0 for the first text and the padding, 1 for the second, where the model reads that: `[N]`.
     pub(crate) token_type_ids: Vec<i32>,
     /// Which rows of the position embeddings tokens take: `[N]`.
     pub(crate) position_ids: Vec<i32>,

@@ -41,6 +41,9 @@ use step::Step;
 /// The widest hidden state whose sums fit into what any GPU shares in a cube, 16 KiB.
 pub(crate) const WIDEST: usize = 1280;
 
+/// The widest part of a head whose keys and values do.
+pub(crate) const WIDEST_HEAD: usize = 128;
+
 /// What a part of the encoder computes on, and how.
 #[derive(Clone)]
 pub(crate) struct Frame {
@@ -76,8 +79,8 @@ impl Frame {
 /// A part's work on a batch, which forward leaves for the way back.
 pub(crate) struct Work<T> {
     frame: Frame,
-    /// What forward leaves is there when the way back begins: its slopes hang on what came of forward, and
-    /// Burn keeps the order of operations of which one takes what the other gives.
+    /// What forward leaves is there when the way back begins: Burn makes operations of one thread in the
+    /// order in which they were asked for, but for those that it fuses.
     tape: Arc<Mutex<Option<T>>>,
 }
 
@@ -805,7 +808,7 @@ mod tests {
     use std::{env, panic, process, thread};
 
     use super::*;
-    use crate::trial::{compare, config};
+    use crate::trial::{LENGTHS, compare, config};
     use crate::{Batch, CrossEncoder, Device, DeviceChoice, Encoded, Precision, choose};
 
     /// What `RETORT_TEST_GPU` names, wgpu's unless given; none where there is none and none is required.
@@ -846,13 +849,33 @@ mod tests {
             Batch::new(inputs, model.config(), &model.device())
         };
         for batch in [unpadded, padded] {
-            let trial = compare(&device, &config, 1, batch).unwrap();
+            let trial = compare(&device, &config, &LENGTHS, batch).unwrap();
             println!("{trial:?}");
             assert!(
                 trial.of_logits < 1e-5 && trial.of_gradients < 1e-5,
                 "{trial:?}"
             );
         }
+    }
+
+    /// More tokens than a tile of attention has, more than are in shared memory at once, and heads whose
+    /// keys' and values' slopes are found one after the other.
+    #[test]
+    fn pairs_of_any_length_are_the_graph_s_of_the_cpu_on_a_gpu() {
+        let Some(device) = gpu() else { return };
+        let config = ModelConfig {
+            hidden_size: 128,
+            embedding_size: 128,
+            max_position_embeddings: 128,
+            ..config()
+        };
+        let lengths = [100, 65, 64, 33, 32, 16, 1];
+        let trial = compare(&device, &config, &lengths, CrossEncoder::batch).unwrap();
+        println!("{trial:?}");
+        assert!(
+            trial.of_logits < 1e-5 && trial.of_gradients < 1e-5,
+            "{trial:?}"
+        );
     }
 
     /// As many rows as Burn's tuner fails with in 16 bits on GPUs whose hardware copies tiles: four times the
@@ -869,7 +892,8 @@ mod tests {
                 precision,
                 ..config()
             };
-            let trial = compare(&device, &config, 24, CrossEncoder::batch).unwrap();
+            let trial =
+                compare(&device, &config, &LENGTHS.repeat(24), CrossEncoder::batch).unwrap();
             println!("{precision}: {trial:?}");
             let most = if precision == Precision::Bf16 {
                 1e-2

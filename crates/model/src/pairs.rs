@@ -139,7 +139,8 @@ impl Batch {
         let lengths = encodings.iter().map(|encoded| encoded.len());
         let all = Block {
             pairs: encodings.len(),
-            tokens: lengths.max().unwrap_or(0),
+            // No input is without a token, were it one of padding.
+            tokens: lengths.max().unwrap_or(0).max(1),
         };
         Self::in_blocks(encodings, vec![all], config, device)
     }
@@ -148,7 +149,6 @@ impl Batch {
     pub fn unpadded(encodings: &[&Encoded], config: &ModelConfig, device: &Device) -> Self {
         let block = |encoded: &&Encoded| Block {
             pairs: 1,
-            // No input is without a token, were it one of padding.
             tokens: encoded.len().max(1),
         };
         let blocks = encodings.iter().map(block).collect();
@@ -173,7 +173,10 @@ impl Batch {
             let end = begin + tokens;
             input_ids.extend(encoded.input_ids.iter().copied().map(id));
             input_ids.resize(end, padding);
-            token_type_ids.extend(encoded.token_type_ids.iter().copied().map(id));
+            // Whatever its tokenizer says, a model that does not tell texts apart has one segment.
+            if config.reads_segments() {
+                token_type_ids.extend(encoded.token_type_ids.iter().copied().map(id));
+            }
             token_type_ids.resize(end, 0);
             if config.counts_from_padding() {
                 // RoBERTa's: those of padding tokens, also of one within a text, are the padding token's
@@ -336,7 +339,7 @@ impl CrossEncoder {
         length_buckets(&padded, tokens_per_batch)
     }
 
-    /// A batch for the model, on its device: without padding where a GPU trains in kernels of our own, else
+    /// A batch for the model, on its device: without padding where a GPU trains it in kernels of our own, else
     /// in the blocks that cost least where inputs of like length are side by side. A block's inputs are
     /// padded to the longest of them on the CPU, and on GPUs to the next of a few lengths.
     pub fn batch(&self, encodings: &[&Encoded]) -> Batch {
@@ -409,8 +412,7 @@ fn cost_on_the_cpu(block: Block) -> usize {
 }
 
 /// In operations in each layer, there and back, of a GPU that makes 10^14 a second and moves a byte in the
-/// time of 50. What a block's kernels take beside that is estimated: eight by hand, some tens through Burn's
-/// graph, a quarter of a millisecond.
+/// time of 50. What a block's kernels take beside that is estimated: some tens, a quarter of a millisecond.
 fn cost_on_a_gpu(block: Block, config: &ModelConfig) -> usize {
     const KERNELS: usize = 25_000_000_000;
     // Of a token with another: it is read or written some twelve times, in 32 bits.

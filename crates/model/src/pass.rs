@@ -114,7 +114,8 @@ impl CrossEncoder {
         let layers = self.encoder().post_norm();
         layers.is_some_and(|layers| !layers.is_empty())
             && config.labels.len() == 1
-            && config.hidden_size <= crate::gpu::WIDEST
+            && config.hidden_size.max(config.embedding_size) <= crate::gpu::WIDEST
+            && config.hidden_size / config.num_attention_heads <= crate::gpu::WIDEST_HEAD
             && !crate::parallel::is_cpu(&self.device())
     }
 

@@ -33,13 +33,13 @@ pub struct Trial {
 /// found. Operands cut to TF32 would be off by 5e-4: they are to be whole here.
 const MOST: f64 = 1e-4;
 
-/// Passes a few padded pairs through a BERT of two layers, drawn by chance, there and back, on the
+/// Passes a few pairs through a BERT of two layers, drawn by chance, there and back, on the
 /// device and on the CPU.
 ///
 /// # Errors
 /// A device that fails, or computes something else.
 pub fn try_out(device: &Device) -> Result<Trial> {
-    let trial = compare(device, &config(), 1, CrossEncoder::batch)?;
+    let trial = compare(device, &config(), &LENGTHS, CrossEncoder::batch)?;
     // Not a number is no better than far off.
     if trial.of_logits <= MOST && trial.of_gradients <= MOST {
         Ok(trial)
@@ -54,19 +54,22 @@ pub fn try_out(device: &Device) -> Result<Trial> {
     }
 }
 
-/// How far a device is from the CPU with such a model, drawn by chance, and so many times four pairs.
+/// Tokens of pairs.
+pub(crate) const LENGTHS: [u32; 4] = [24, 17, 9, 5];
+
+/// How far a device is from the CPU with such a model, drawn by chance, and pairs of so many tokens.
 pub(crate) fn compare(
     device: &Device,
     config: &ModelConfig,
-    times: usize,
+    lengths: &[u32],
     batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
 ) -> Result<Trial> {
     let started = Instant::now();
     let there = guard(device, || {
-        passes(&device.clone().autodiff(), config, times, &batch)
+        passes(&device.clone().autodiff(), config, lengths, &batch)
     })?;
     let took = started.elapsed();
-    let here = passes(&Device::flex().autodiff(), config, times, &batch)?;
+    let here = passes(&Device::flex().autodiff(), config, lengths, &batch)?;
     let differences = there.logits.iter().zip(&here.logits);
     // In this order, what is not a number is larger than any.
     let of_logits = differences
@@ -99,23 +102,26 @@ struct Passed {
 fn passes(
     device: &Device,
     config: &ModelConfig,
-    times: usize,
+    lengths: &[u32],
     batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
 ) -> Result<Passed> {
     let skeleton = CrossEncoder::skeleton(config, device);
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
-    let inputs = [24, 17, 9, 5].map(|tokens| input(tokens, config));
-    let inputs: Vec<&Encoded> = inputs.iter().cycle().take(4 * times).collect();
+    let owned: Vec<Encoded> = lengths
+        .iter()
+        .map(|tokens| input(*tokens, config))
+        .collect();
+    let inputs: Vec<&Encoded> = owned.iter().collect();
     let pass = model.pass(&batch(&model, &inputs));
     let logits = pass.logits.clone();
-    let weights = [1.0_f32, -0.5, 0.25, 2.0].repeat(times);
+    let weights = [1.0_f32, -0.5, 0.25, 2.0].into_iter().cycle();
+    let weights: Vec<f32> = weights.take(lengths.len()).collect();
     let weights = Tensor::<1>::from_floats(weights.as_slice(), device);
     let gradients = (logits.clone() * weights).sum().backward();
     let gradients = model.gradients(vec![pass], &gradients).into_iter();
     let gradients = gradients.flat_map(Bundle::apart);
     let mut logits: Vec<f32> = logits.try_into_vec_as()?;
     // Scored they are computed in 32 bits and without a way back.
-    let owned: Vec<Encoded> = inputs.into_iter().cloned().collect();
     logits.extend(score(&model, &owned, usize::MAX)?);
     Ok(Passed {
         logits,
@@ -188,7 +194,7 @@ mod tests {
     fn logits_differ_and_all_parameters_have_gradients() {
         let device = Device::flex().autodiff();
         let batch = |model: &CrossEncoder, inputs: &[&Encoded]| model.batch(inputs);
-        let passed = passes(&device, &config(), 1, batch).unwrap();
+        let passed = passes(&device, &config(), &LENGTHS, batch).unwrap();
         let (least, most) = (passed.logits.iter())
             .fold((f32::MAX, f32::MIN), |(least, most), one| {
                 (least.min(*one), most.max(*one))

@@ -153,23 +153,25 @@ impl StepContext<'_> {
             let ask = |(place, shard): &(usize, Documents)| {
                 self.ask(&students, place % students.len(), shard)
             };
-            let answer =
-                |asked: Asked, (_, shard): &(usize, Documents)| self.answer(asked, scale, shard);
+            let back = |(asked, scores): (Asked, Vec<f32>), (_, shard): &(usize, Documents)| {
+                self.back(asked, &scores, scale, shard)
+            };
             if *device == Device::flex().autodiff() {
                 return retort_model::parallel_map(&shards, threads, |shard| {
-                    answer(ask(shard)?, shard)
+                    back(ask(shard)?.answered()?, shard)
                 });
             }
             // All GPUs are given their work before one is asked what came of it, from one thread.
             let asked: Vec<_> = shards.iter().map(ask).collect();
-            let parts: Vec<Result<Part>> = (asked.into_iter().zip(&shards))
-                .map(|(asked, shard)| answer(asked?, shard))
-                .collect();
+            let answered = asked.into_iter().map(|asked| asked?.answered());
+            let answered: Vec<Result<_>> = answered.collect();
             // Not of one GPU while another owes its own.
-            if parts.iter().all(Result::is_ok) {
+            if answered.iter().all(Result::is_ok) {
                 retort_model::answered();
             }
-            parts
+            let both = answered.into_iter().zip(&shards);
+            let parts = both.map(|(answered, shard)| back(answered?, shard));
+            parts.collect::<Vec<Result<Part>>>()
         }))
     }
 
@@ -197,13 +199,11 @@ impl StepContext<'_> {
         })
     }
 
-    /// Waits for the scores; the loss, on the CPU, and backward.
-    fn answer(&self, asked: Asked, scale: f64, shard: &Documents) -> Result<Part> {
-        let scores = asked.made.iter().map(|pass| pass.logits.clone().inner());
-        let in_order = numbers(Tensor::cat(scores.collect(), 0))?;
+    /// The loss of these scores, pass by pass, on the CPU, and backward.
+    fn back(&self, asked: Asked, in_order: &[f32], scale: f64, shard: &Documents) -> Result<Part> {
         // The loss takes judgements in the order of the passes, which spares putting slopes there.
         let judged = shard.judged.part(asked.places.iter().copied());
-        let (loss, mut slopes) = self.loss_and_slopes(&in_order, &judged)?;
+        let (loss, mut slopes) = self.loss_and_slopes(in_order, &judged)?;
         for slope in &mut slopes {
             #[expect(clippy::cast_possible_truncation, reason = "a power of two")]
             let scale = scale as f32;
@@ -212,7 +212,7 @@ impl StepContext<'_> {
         let gradients = NamedGradients::at(&asked.student, asked.made, &slopes);
         let mut scores = vec![0.0; asked.places.len()];
         for (place, score) in asked.places.into_iter().zip(in_order) {
-            scores[place] = score;
+            scores[place] = *score;
         }
         Ok(Part {
             loss,
@@ -310,6 +310,19 @@ struct Asked {
     /// Whose parameters gradients are of.
     student: CrossEncoder,
     replica: usize,
+}
+
+impl Asked {
+    /// Waits for the scores, pass by pass.
+    fn answered(self) -> Result<(Self, Vec<f32>)> {
+        let mut scores = self.made.iter().map(|pass| pass.logits.clone().inner());
+        let scores = match (scores.next(), self.made.len()) {
+            (Some(only), 1) => only,
+            (first, _) => Tensor::cat(first.into_iter().chain(scores).collect(), 0),
+        };
+        let scores = numbers(scores)?;
+        Ok((self, scores))
+    }
 }
 
 /// What a step, or a shard of it, comes to.

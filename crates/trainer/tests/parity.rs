@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_model::{
     Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, ModelConfig,
-    PairTokenizer, ParameterVisitor, Precision, choose, configure, is_transposed,
+    PairTokenizer, ParameterVisitor, Precision, choose, configure, is_transposed, score,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -258,7 +258,9 @@ impl Golden {
     fn check_all(&self, device: &Device) {
         let name = self.name();
         let trained = device.clone().autodiff();
-        let (mut of_logits, mut of_gradients) = (0.0_f32, 0.0_f32);
+        let scores = score(&self.student(device), &self.encoded(), 4096).unwrap();
+        let scores = Tensor::from_floats(scores.as_slice(), &Device::flex());
+        let (mut of_logits, mut of_gradients) = (self.error_of_logits(scores), 0.0_f32);
         let ways: [fn(&Self, &Device) -> Vec<Batch>; 3] = [
             |golden, device| vec![golden.batch(device)],
             |golden, device| vec![golden.unpadded(device)],
@@ -288,9 +290,14 @@ impl Golden {
                 };
                 let logits: Tensor<1> = Tensor::cat(logits, 0);
                 of_logits = of_logits.max(self.error_of_logits(logits.clone()));
-                let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
-                let gradients = (logits * weights).sum().backward();
-                let gradients = model.gradients(passes, &gradients);
+                let gradients = if by_graph {
+                    let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
+                    let gradients = (logits * weights).sum().backward();
+                    model.gradients(passes, &gradients)
+                } else {
+                    // As the trainer has them.
+                    model.gradients_at(passes, &self.weights)
+                };
                 let file = "gradients_weighted.safetensors";
                 of_gradients = of_gradients.max(self.check_gradients(&model, gradients, file));
             }

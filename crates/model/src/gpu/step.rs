@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::prelude::{CubeCount, CubeDim};
 use burn::cubecl::server::Overlap;
-use burn::tensor::DType;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -63,14 +63,16 @@ pub(super) fn moved<const N: usize>(
     let parameters = parameters.map(into_contiguous);
     let [gradient, mean, square] = [gradient, moments.mean, moments.square].map(into_contiguous);
     let (client, length) = (gradient.client.clone(), step.places.length);
+    let in_one = as_one(&parameters, &step.places);
+    // What lies between parameters is written with them where they lie like that already.
+    let has_gaps = in_one.is_none() && step.places.has_gaps();
     let empty = || {
-        CubeTensor::new_contiguous(
-            client.clone(),
-            gradient.device.clone(),
-            [length].into(),
-            client.empty(length * size_of::<f32>()),
-            DType::F32,
-        )
+        let (device, shape) = (gradient.device.clone(), Shape::from([length]));
+        if has_gaps {
+            return burn_cubecl::ops::numeric::zeros(device, shape, DType::F32);
+        }
+        let handle = client.empty(length * size_of::<f32>());
+        CubeTensor::new_contiguous(client.clone(), device, shape, handle, DType::F32)
     };
     let (output, new_mean, new_square) = (empty(), empty(), empty());
     let put = |input: &CubeTensor, Range { start, end }: Range<usize>| {
@@ -107,7 +109,7 @@ pub(super) fn moved<const N: usize>(
             narrow(adam.kept),
         );
     };
-    if let Some(all) = as_one(&parameters, &step.places) {
+    if let Some(all) = in_one {
         put(&all, 0..length);
     } else {
         for (parameter, range) in placed(&parameters, &step.places) {
