@@ -75,9 +75,9 @@ test-cuda name="on_a_gpu":
     cargo test --release --locked --features cuda --workspace --lib --tests --no-run
     export LD_LIBRARY_PATH="$folder/release${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     export RETORT_TEST_GPU=cuda RETORT_REQUIRE_GPU=1 CUBECL_AUTOTUNE_LEVEL=minimal
-    # Those of crates/model/src/gpu/kernels.rs.
-    export STAND_IN_RACES="side_by_side apart pick to_heads out_of_heads exponentials context add_and_norm \
-        norm_back gelu over_chunks add_e moved"
+    # Those of crates/model/src/gpu/kernels.rs and attend.rs.
+    export STAND_IN_RACES="side_by_side apart operands pick attend queries_back others_back add_and_norm embed \
+        gathered scattered norm_back gelu columns over_chunks add_e squares adam classify"
     cargo test --release --locked --no-fail-fast --features cuda --workspace --lib --tests -- \
         --test-threads 1 '{{ name }}'
 
