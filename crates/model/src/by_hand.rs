@@ -14,7 +14,6 @@ use crate::cross_encoder::Batch;
 use crate::encoder::Encoder;
 use crate::gpu::{Embedded, Headed, Layered};
 use crate::head::ClassificationHead;
-use crate::post_norm::Layer;
 use crate::slopes::{OfGroup, Slopes};
 
 /// What the way back takes.
@@ -34,20 +33,9 @@ impl Tape {
         config: &ModelConfig,
         batch: &Batch,
     ) -> (Tensor<1>, Self) {
-        let (mut hidden, embedded) = Embedded::forward(config, encoder, batch);
-        let mut projected = None;
-        if let Some(projection) = &encoder.projection {
-            let input = config.precision.operand(hidden);
-            hidden = project(config, projection, &input);
-            projected = Some(input);
-        }
         let mut layers = Vec::new();
-        for (layer, is_last) in in_order(encoder) {
-            let (output, work) = Layered::forward(config, &embedded, layer, is_last, hidden);
-            hidden = output;
-            layers.push(work);
-        }
-        let (logits, head) = Headed::forward(config, &embedded, head, hidden);
+        let keep = |layer| layers.push(layer);
+        let (logits, embedded, projected, head) = forward(encoder, head, config, batch, true, keep);
         let tape = Self {
             embedded,
             projected,
@@ -104,22 +92,35 @@ pub(crate) fn logits(
     config: &ModelConfig,
     batch: &Batch,
 ) -> Tensor<1> {
-    let (mut hidden, embedded) = Embedded::forward(config, encoder, batch);
-    if let Some(projection) = &encoder.projection {
-        hidden = project(config, projection, &config.precision.operand(hidden));
-    }
-    for (layer, is_last) in in_order(encoder) {
-        // What the way back would take goes with the work.
-        (hidden, _) = Layered::forward(config, &embedded, layer, is_last, hidden);
-    }
-    Headed::forward(config, &embedded, head, hidden).0
+    // What the way back would take goes with a layer's work.
+    forward(encoder, head, config, batch, false, drop).0
 }
 
-/// The layers, and which is the last.
-fn in_order(encoder: &Encoder) -> impl Iterator<Item = (&Layer, bool)> {
+/// The logits of a batch, and the work that finding them took.
+fn forward(
+    encoder: &Encoder,
+    head: &ClassificationHead,
+    config: &ModelConfig,
+    batch: &Batch,
+    goes_back: bool,
+    mut keep: impl FnMut(Layered),
+) -> (Tensor<1>, Embedded, Option<Tensor<2>>, Headed) {
+    let (mut hidden, embedded) = Embedded::forward(config, encoder, batch, goes_back);
+    let mut projected = None;
+    if let Some(projection) = &encoder.projection {
+        let input = config.precision.operand(hidden);
+        hidden = project(config, projection, &input);
+        projected = Some(input);
+    }
     let layers = encoder.post_norm().unwrap_or_default();
-    let numbered = layers.iter().enumerate();
-    numbered.map(|(number, layer)| (layer, number + 1 == layers.len()))
+    for (number, layer) in layers.iter().enumerate() {
+        let is_last = number + 1 == layers.len();
+        let (output, work) = Layered::forward(config, &embedded, layer, is_last, hidden);
+        hidden = output;
+        keep(work);
+    }
+    let (logits, head) = Headed::forward(config, &embedded, head, hidden);
+    (logits, embedded, projected, head)
 }
 
 /// A linear map of what `Precision::operand` gave.

@@ -122,15 +122,18 @@ impl<T> Work<T> {
 }
 
 impl Embedded {
-    /// The embeddings of each token of a batch, added and normalised: `[N, E]`.
+    /// The embeddings of each token of a batch, added and normalised: `[N, E]`. Which tokens have the same
+    /// row of a table, the way back alone takes.
     pub(crate) fn forward(
         config: &ModelConfig,
         encoder: &Encoder,
         batch: &Batch,
+        goes_back: bool,
     ) -> (Tensor<2>, Self) {
         let places = of_embeddings(encoder);
         let [_, width] = encoder.words.weight.dims();
-        let tables = &places.ranges[..layout::SCALE];
+        let tables = if goes_back { layout::SCALE } else { 0 };
+        let tables = &places.ranges[..tables];
         let work = Self::new(Frame {
             layout: Arc::new(Layout::new(
                 batch,

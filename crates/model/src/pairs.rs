@@ -332,8 +332,8 @@ pub fn embed_all(
 }
 
 impl CrossEncoder {
-    /// What goes into one batch each, as [`length_buckets`] has it, by the lengths that batches have on
-    /// the model's device.
+    /// What goes into one batch each, as [`length_buckets`] has it, by the lengths that
+    /// [`CrossEncoder::batch`] gives inputs on the model's device.
     pub fn buckets(&self, lengths: &[usize], tokens_per_batch: usize) -> Vec<Vec<usize>> {
         let padded: Vec<usize> = lengths.iter().map(|tokens| self.padded(*tokens)).collect();
         length_buckets(&padded, tokens_per_batch)

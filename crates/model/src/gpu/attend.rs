@@ -78,34 +78,21 @@ pub(super) fn attend<E: Float, N: Size>(
     let mut sum = 0.0f32;
     let mut first = tile.first;
     while first < tile.last {
-        let begin = first * others_width + keys_begin + column;
         let rows = least(AHEAD, tile.last - first);
-        // What was there before, all have read.
-        sync_cube();
-        share_biased(
+        share_asked(
             others,
             key_bias,
-            &mut keys,
-            begin,
-            column,
-            rows,
-            1.0f32,
-            others_width,
-            depth,
-        );
-        let begin = begin + width;
-        share_biased(
-            others,
             value_bias,
+            &mut keys,
             &mut values,
-            begin,
-            column,
+            first,
             rows,
-            1.0f32,
+            column,
+            width,
             others_width,
+            keys_begin,
             depth,
         );
-        sync_cube();
         let mut near = 0usize;
         while near < rows {
             let mut scores = Array::<f32>::new(SCORES);
@@ -193,34 +180,21 @@ pub(super) fn queries_back<E: Float, N: Size>(
     let log = logs[read * heads + head];
     let mut first = tile.first;
     while first < tile.last {
-        let begin = first * others_width + keys_begin + column;
         let rows = least(AHEAD, tile.last - first);
-        // What was there before, all have read.
-        sync_cube();
-        share_biased(
+        share_asked(
             others,
             key_bias,
-            &mut keys,
-            begin,
-            column,
-            rows,
-            1.0f32,
-            others_width,
-            depth,
-        );
-        let begin = begin + width;
-        share_biased(
-            others,
             value_bias,
+            &mut keys,
             &mut values,
-            begin,
-            column,
+            first,
             rows,
-            1.0f32,
+            column,
+            width,
             others_width,
+            keys_begin,
             depth,
         );
-        sync_cube();
         for place in 0..rows {
             let weight = (along(query, &keys, place * depth, depth) - log).exp();
             let of_weight = along(slope, &values, place * depth, depth) - mean;
@@ -368,6 +342,49 @@ fn tile_of(tiles: &[i32], number: usize, count: usize) -> Tile {
         first,
         last: select(is_one, usize::cast_from(tiles[at + 3]), first),
     }
+}
+
+/// Keys and values for all units of a cube, which have read those before them.
+#[cube]
+fn share_asked<E: Float, N: Size>(
+    others: &[Vector<E, N>],
+    key_bias: &[Vector<f32, N>],
+    value_bias: &[Vector<f32, N>],
+    keys: &mut Shared<[Vector<f32, N>]>,
+    values: &mut Shared<[Vector<f32, N>]>,
+    first: usize,
+    rows: usize,
+    column: usize,
+    #[comptime] width: usize,
+    #[comptime] others_width: usize,
+    #[comptime] keys_begin: usize,
+    #[comptime] depth: usize,
+) {
+    let begin = first * others_width + keys_begin + column;
+    sync_cube();
+    share_biased(
+        others,
+        key_bias,
+        keys,
+        begin,
+        column,
+        rows,
+        1.0f32,
+        others_width,
+        depth,
+    );
+    share_biased(
+        others,
+        value_bias,
+        values,
+        begin + width,
+        column,
+        rows,
+        1.0f32,
+        others_width,
+        depth,
+    );
+    sync_cube();
 }
 
 /// Rows for all units of a cube; those that are not there are 0.
