@@ -33,7 +33,7 @@ impl Draw {
     }
 
     /// A draw from the standard normal distribution, by Box and Muller.
-    fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         // In (0, 1]: the logarithm of 0 is no number.
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()

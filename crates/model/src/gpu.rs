@@ -2,17 +2,20 @@
 //!
 //! Burn's operations on tensors would each be registered, looked at for what can be fused with it, and
 //! started; here the embeddings, each layer and the head are one operation there and one back, which start their
-//! kernels themselves. Burn chooses those of products of matrices; all others are of [`kernels`] and
-//! [`attend`].
+//! kernels themselves. Those of products of matrices are Burn's, as [`products`] has it; all others are of
+//! [`kernels`], and of [`attend`] or [`tensor_cores`].
 
 mod attend;
+mod attention;
 mod embeddings;
 mod head;
 mod kernels;
 mod launch;
 mod layer;
 mod layout;
+mod products;
 mod step;
+mod tensor_cores;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -861,24 +864,39 @@ mod tests {
         }
     }
 
-    /// More tokens than a tile of attention has, more than are in shared memory at once, and heads whose
-    /// keys' and values' slopes are found one after the other.
+    /// More tokens than a tile of attention has, and than are in shared memory at once. In 32 bits, heads whose
+    /// keys' and values' slopes are found together and one after the other; in 16, heads of all widths that
+    /// tensor cores take, and of one that they do not.
     #[test]
     fn pairs_of_any_length_are_the_graph_s_of_the_cpu_on_a_gpu() {
         let Some(device) = gpu() else { return };
-        let config = ModelConfig {
-            hidden_size: 128,
-            embedding_size: 128,
-            max_position_embeddings: 128,
-            ..config()
-        };
-        let lengths = [100, 65, 64, 33, 32, 16, 1];
-        let trial = compare(&device, &config, &lengths, CrossEncoder::batch).unwrap();
-        println!("{trial:?}");
-        assert!(
-            trial.of_logits < 1e-5 && trial.of_gradients < 1e-5,
-            "{trial:?}"
-        );
+        let lengths = [130, 65, 64, 33, 17, 1];
+        let is_cuda = crate::device::is_cuda(&device);
+        for (precision, most, depths) in [
+            (Precision::F32, 1e-5, &[32, 64][..]),
+            (Precision::Bf16, 2e-2, &[16, 32, 48, 64, 80]),
+            (Precision::F16, 4e-3, &[32, 64]),
+        ] {
+            if precision != Precision::F32 && !is_cuda {
+                println!("only CUDA's tensor cores are asked");
+                continue;
+            }
+            for depth in depths {
+                let config = ModelConfig {
+                    precision,
+                    hidden_size: 2 * depth,
+                    embedding_size: 2 * depth,
+                    max_position_embeddings: 160,
+                    ..config()
+                };
+                let trial = compare(&device, &config, &lengths, CrossEncoder::batch).unwrap();
+                println!("{precision}, heads of {depth}: {trial:?}");
+                assert!(
+                    trial.of_logits < most && trial.of_gradients < most,
+                    "{precision}, heads of {depth}: {trial:?}"
+                );
+            }
+        }
     }
 
     /// As many rows as Burn's tuner fails with in 16 bits on GPUs whose hardware copies tiles: four times the

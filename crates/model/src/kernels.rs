@@ -16,7 +16,7 @@ use crate::precision::Precision;
 pub fn configure(cache: Option<&Path>, precision: Precision) {
     use burn::cubecl::config::cache::CacheConfig;
     use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-    use cubek_std::config::{CubekConfig, MatmulConfig};
+    use cubek::std::config::{CubekConfig, MatmulConfig};
 
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     if let (CacheConfig::Target, Some(cache)) = (&config.environment.path, cache) {

@@ -170,11 +170,20 @@ fn input(tokens: u32, config: &ModelConfig) -> Encoded {
     }
 }
 
+/// How far biases are from 0, and the weights of norms from 1.
+const VARIETY: f32 = 0.3;
+
 struct Fill(Draw);
 
 impl ParameterMapper for Fill {
     fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        let values = self.0.values(name, &parameter.lazy_shape());
+        let mut values = self.0.values(name, &parameter.lazy_shape());
+        // Biases that are 0 would hide where they are left out, and norms of 1 as well.
+        if N == 1 {
+            for value in &mut values {
+                *value += VARIETY * self.0.normal() as f32;
+            }
+        }
         filled(parameter, values)
     }
 }

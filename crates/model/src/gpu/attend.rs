@@ -23,7 +23,7 @@ use burn::cubecl::prelude::*;
 use super::kernels::{across, least};
 
 /// Rows of a tile, at most.
-pub(super) const ROWS: usize = 32;
+pub(super) const ROWS: usize = 64;
 
 /// The widest part of a head whose keys, values and slopes at both are in registers at once.
 pub(super) const BOTH: usize = 32;
@@ -35,7 +35,7 @@ const AHEAD: usize = 16;
 const SCORES: usize = 8;
 
 /// Below any score.
-const LOWEST: f64 = -3e38;
+pub(super) const LOWEST: f64 = -3e38;
 
 /// What each row that asks finds, `[R, D]`, and the logarithm of the sum of its exponentials, `[R, H]`.
 #[cube(launch)]
@@ -93,30 +93,32 @@ pub(super) fn attend<E: Float, N: Size>(
             keys_begin,
             depth,
         );
-        let mut near = 0usize;
-        while near < rows {
-            let mut scores = Array::<f32>::new(SCORES);
-            let before = highest;
-            #[unroll]
-            for place in 0..SCORES {
-                let score = along(query, &keys, (near + place) * depth, depth);
-                let score = select(near + place < rows, score, f32::new(LOWEST));
-                scores[place] = score;
-                highest = largest(highest, score);
+        if row < tile.end {
+            let mut near = 0usize;
+            while near < rows {
+                let mut scores = Array::<f32>::new(SCORES);
+                let before = highest;
+                #[unroll]
+                for place in 0..SCORES {
+                    let score = along(query, &keys, (near + place) * depth, depth);
+                    let score = select(near + place < rows, score, f32::new(LOWEST));
+                    scores[place] = score;
+                    highest = largest(highest, score);
+                }
+                let factor = (before - highest).exp();
+                sum *= factor;
+                #[unroll]
+                for at in 0..depth {
+                    found[at] *= Vector::new(factor);
+                }
+                #[unroll]
+                for place in 0..SCORES {
+                    let weight = (scores[place] - highest).exp();
+                    sum += weight;
+                    add_times(&mut found, &values, (near + place) * depth, weight, depth);
+                }
+                near += SCORES;
             }
-            let factor = (before - highest).exp();
-            sum *= factor;
-            #[unroll]
-            for at in 0..depth {
-                found[at] *= Vector::new(factor);
-            }
-            #[unroll]
-            for place in 0..SCORES {
-                let weight = (scores[place] - highest).exp();
-                sum += weight;
-                add_times(&mut found, &values, (near + place) * depth, weight, depth);
-            }
-            near += SCORES;
         }
         first += AHEAD;
     }
@@ -195,10 +197,12 @@ pub(super) fn queries_back<E: Float, N: Size>(
             keys_begin,
             depth,
         );
-        for place in 0..rows {
-            let weight = (along(query, &keys, place * depth, depth) - log).exp();
-            let of_weight = along(slope, &values, place * depth, depth) - mean;
-            add_times(&mut found, &keys, place * depth, weight * of_weight, depth);
+        if row < tile.end {
+            for place in 0..rows {
+                let weight = (along(query, &keys, place * depth, depth) - log).exp();
+                let of_weight = along(slope, &values, place * depth, depth) - mean;
+                add_times(&mut found, &keys, place * depth, weight * of_weight, depth);
+            }
         }
         first += AHEAD;
     }
@@ -288,21 +292,23 @@ pub(super) fn others_back<E: Float, N: Size>(
             depth,
         );
         sync_cube();
-        for place in 0..rows {
-            let that = (first + place) * heads + head;
-            let weight = (along(key, &asking, place * depth, depth) - logs[that]).exp();
-            if comptime!(of_values) {
-                add_times(&mut of_value, &of_found, place * depth, weight, depth);
-            }
-            if comptime!(of_keys) {
-                let of_weight = along(value, &of_found, place * depth, depth) - means[that];
-                add_times(
-                    &mut of_key,
-                    &asking,
-                    place * depth,
-                    weight * of_weight,
-                    depth,
-                );
+        if row < tile.end {
+            for place in 0..rows {
+                let that = (first + place) * heads + head;
+                let weight = (along(key, &asking, place * depth, depth) - logs[that]).exp();
+                if comptime!(of_values) {
+                    add_times(&mut of_value, &of_found, place * depth, weight, depth);
+                }
+                if comptime!(of_keys) {
+                    let of_weight = along(value, &of_found, place * depth, depth) - means[that];
+                    add_times(
+                        &mut of_key,
+                        &asking,
+                        place * depth,
+                        weight * of_weight,
+                        depth,
+                    );
+                }
             }
         }
         first += AHEAD;
@@ -322,16 +328,16 @@ pub(super) fn others_back<E: Float, N: Size>(
 
 /// Which rows a cube has, and which these attend to.
 #[derive(CubeType)]
-struct Tile {
-    begin: usize,
-    end: usize,
-    first: usize,
-    last: usize,
+pub(super) struct Tile {
+    pub(super) begin: usize,
+    pub(super) end: usize,
+    pub(super) first: usize,
+    pub(super) last: usize,
 }
 
 /// Of a cube beyond the last tile, none.
 #[cube]
-fn tile_of(tiles: &[i32], number: usize, count: usize) -> Tile {
+pub(super) fn tile_of(tiles: &[i32], number: usize, count: usize) -> Tile {
     let at = least(number, count - 1) * 4;
     let begin = usize::cast_from(tiles[at]);
     let first = usize::cast_from(tiles[at + 2]);
@@ -466,6 +472,6 @@ fn add_times<N: Size>(
 }
 
 #[cube]
-fn largest(one: f32, other: f32) -> f32 {
+pub(super) fn largest(one: f32, other: f32) -> f32 {
     select(one > other, one, other)
 }

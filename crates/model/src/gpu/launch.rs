@@ -4,20 +4,19 @@
 
 use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::client::Client;
-use burn::cubecl::ir::{ElemType, FloatKind};
+use burn::cubecl::ir::ElemType;
 use burn::cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
 use super::kernels::Activation;
-use super::layer::Asked;
 use super::layout::{
     ATTENDED, CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER, INNER_BIAS, KEY, KEY_BIAS, OUTER,
     POSITIONS, QUERY, QUERY_BIAS, SEGMENTS, Told,
 };
-use super::{EmbeddingWeights, Frame, HeadWeights, LayerWeights, attend, kernels};
+use super::products::{float, product_into};
+use super::{EmbeddingWeights, Frame, HeadWeights, LayerWeights, kernels};
 
 /// Where the slopes at parameters go.
 pub(super) struct Goal<'a> {
@@ -220,12 +219,12 @@ const IN_A_ROW: usize = 1 << 15;
 
 /// Where kernels are started, and what for.
 pub(super) struct Gpu<'a> {
-    client: Client,
+    pub(super) client: Client,
     device: CubeDevice,
-    frame: &'a Frame,
-    operand: DType,
+    pub(super) frame: &'a Frame,
+    pub(super) operand: DType,
     /// Numbers that are read at once.
-    vector: usize,
+    pub(super) vector: usize,
 }
 
 impl<'a> Gpu<'a> {
@@ -239,25 +238,16 @@ impl<'a> Gpu<'a> {
         }
     }
 
-    /// Of a head.
-    fn depth(&self) -> usize {
-        self.frame.width / self.frame.layout.heads
-    }
-
     /// Whether operands are rounded.
     pub(super) fn rounds(&self) -> bool {
         self.operand != DType::F32
     }
 
-    fn element(&self) -> ElemType {
-        ElemType::Float(match self.operand {
-            DType::BF16 => FloatKind::BF16,
-            DType::F16 => FloatKind::F16,
-            _ => FloatKind::F32,
-        })
+    pub(super) fn element(&self) -> ElemType {
+        float(self.operand)
     }
 
-    fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    pub(super) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
         let shape = shape.into();
         let handle = self.client.empty(shape.num_elements() * dtype.size());
         CubeTensor::new_contiguous(
@@ -412,161 +402,6 @@ impl<'a> Gpu<'a> {
             rows.clone()
         };
         (rows, operands)
-    }
-
-    /// What each row finds that asks, `[R, D]`, and the logarithms of its heads' sums, `[R, H]`.
-    pub(super) fn attend(
-        &self,
-        asked: &Asked,
-        weights: &LayerWeights<CubeBackend>,
-    ) -> (CubeTensor, CubeTensor) {
-        let shape = self.frame.output();
-        let context = self.empty(shape, self.operand);
-        let logs = self.empty([shape[0], self.frame.layout.heads], DType::F32);
-        let it = self.attention(asked, self.asking());
-        attend::attend::launch(
-            &self.client,
-            it.cubes,
-            CubeDim::new_1d(count(attend::ROWS)),
-            self.vector,
-            read(it.queries),
-            read(it.others),
-            read(&weights.query_bias),
-            read(&weights.key_bias),
-            read(&weights.value_bias),
-            read(&it.tiles),
-            read(&context),
-            read(&logs),
-            it.count,
-            it.scale,
-            it.heads,
-            it.depth,
-            it.queries_width,
-            it.others_width,
-            it.keys_begin,
-            self.element(),
-        );
-        (context, logs)
-    }
-
-    /// The slopes at queries and at keys and values, into the two `goals`, which lie as these do, from those
-    /// at what was found.
-    pub(super) fn attend_back(
-        &self,
-        asked: &Asked,
-        weights: &LayerWeights<CubeBackend>,
-        slopes: &CubeTensor,
-        [context, logs]: [&CubeTensor; 2],
-        [of_queries, of_others]: [&CubeTensor; 2],
-    ) {
-        let means = self.like(logs);
-        let it = self.attention(asked, self.asking());
-        attend::queries_back::launch(
-            &self.client,
-            it.cubes,
-            CubeDim::new_1d(count(attend::ROWS)),
-            self.vector,
-            read(it.queries),
-            read(it.others),
-            read(&weights.query_bias),
-            read(&weights.key_bias),
-            read(&weights.value_bias),
-            read(&it.tiles),
-            read(slopes),
-            read(context),
-            read(logs),
-            read(of_queries),
-            read(&means),
-            it.count,
-            it.scale,
-            it.heads,
-            it.depth,
-            it.queries_width,
-            it.others_width,
-            it.keys_begin,
-            self.element(),
-        );
-        // Where both fit into registers, both at once.
-        let goals: &[[bool; 2]] = if self.depth() <= attend::BOTH {
-            &[[true, true]]
-        } else {
-            &[[true, false], [false, true]]
-        };
-        for [of_keys, of_values] in goals {
-            let it = self.attention(asked, self.asked());
-            attend::others_back::launch(
-                &self.client,
-                it.cubes,
-                CubeDim::new_1d(count(attend::ROWS)),
-                self.vector,
-                read(it.queries),
-                read(it.others),
-                read(&weights.query_bias),
-                read(&weights.key_bias),
-                read(&weights.value_bias),
-                read(&it.tiles),
-                read(slopes),
-                read(logs),
-                read(&means),
-                read(of_others),
-                it.count,
-                it.scale,
-                it.heads,
-                it.depth,
-                it.queries_width,
-                it.others_width,
-                it.keys_begin,
-                *of_keys,
-                *of_values,
-                self.element(),
-            );
-        }
-    }
-
-    fn attention<'b>(&self, asked: &'b Asked, tiles: Told) -> Attention<'b> {
-        let (queries, others) = match asked {
-            Asked::All { projected, .. } => (projected, projected),
-            Asked::First {
-                queries, others, ..
-            } => (queries, others),
-        };
-        let keys_begin = match asked {
-            Asked::All { .. } => self.frame.width,
-            Asked::First { .. } => 0,
-        };
-        let (tiles, numbers) = self.frame.layout.told(tiles, queries);
-        let heads = self.frame.layout.heads;
-        Attention {
-            queries,
-            others,
-            tiles,
-            count: numbers / 4,
-            cubes: cubes(numbers / 4 * heads),
-            scale: 1.0 / (self.depth() as f32).sqrt(),
-            heads,
-            depth: self.depth() / self.vector,
-            queries_width: width(queries) / self.vector,
-            others_width: width(others) / self.vector,
-            keys_begin: keys_begin / self.vector,
-        }
-    }
-
-    /// The tiles of rows that ask, with those that they ask.
-    fn asking(&self) -> Told {
-        if self.frame.is_last {
-            Told::First
-        } else {
-            Told::All
-        }
-    }
-
-    /// The tiles of rows that are asked, with those that ask them.
-    fn asked(&self) -> Told {
-        if self.frame.is_last {
-            Told::ToFirst
-        } else {
-            Told::All
-        }
     }
 
     /// The sum, normalised, as it is and as an operand, and what the way back takes.
@@ -859,28 +694,11 @@ impl<'a> Gpu<'a> {
     }
 }
 
-/// What kernels of attention take.
-struct Attention<'a> {
-    queries: &'a CubeTensor,
-    others: &'a CubeTensor,
-    tiles: CubeTensor,
-    count: usize,
-    cubes: CubeCount,
-    /// Of queries.
-    scale: f32,
-    heads: usize,
-    // In vectors.
-    depth: usize,
-    queries_width: usize,
-    others_width: usize,
-    keys_begin: usize,
-}
-
 /// Columns that one cube goes down.
 const COLUMNS: usize = 64;
 
 /// At least so many cubes, wherever there may be only so many in a row.
-fn cubes(number: usize) -> CubeCount {
+pub(super) fn cubes(number: usize) -> CubeCount {
     let rows = number.div_ceil(IN_A_ROW);
     CubeCount::new_2d(count(number.div_ceil(rows.max(1))), count(rows))
 }
@@ -904,7 +722,7 @@ fn rows(matrix: &CubeTensor) -> usize {
     matrix.meta.shape()[0]
 }
 
-fn width(matrix: &CubeTensor) -> usize {
+pub(super) fn width(matrix: &CubeTensor) -> usize {
     matrix.meta.shape()[1]
 }
 
@@ -930,26 +748,4 @@ pub(super) fn transposed(mut matrix: CubeTensor) -> CubeTensor {
     let last = matrix.meta.num_dims() - 1;
     matrix.meta.swap(last - 1, last);
     matrix
-}
-
-pub(super) fn product_into(left: CubeTensor, right: CubeTensor, output: CubeTensor) {
-    let dtype = output.dtype;
-    let strategy = strategy(&left);
-    let made = matmul(left, right, Some(output), strategy, dtype);
-    // As Burn's own products do, whose panics are what a run hears of a device that fails.
-    made.unwrap_or_else(|error| panic!("a product of matrices: {error}"));
-}
-
-/// Burn's tuner, but for operands of 16 bits on GPUs whose hardware copies tiles (from Hopper on). Where a
-/// product has four times as many rows as columns, the tuner of Burn 0.23.0-pre.1 tries tiles of 512 rows
-/// there, of which the hardware takes 256; it counts that failure as one of every kernel it tries after it,
-/// and takes the slowest of all, whose output it holds for lost. Without the tuner it is a kernel for tensor
-/// cores that copies nothing by itself.
-fn strategy(left: &CubeTensor) -> MatmulStrategy {
-    let copies_tiles = !left.client.properties().features.tma.is_empty();
-    if left.dtype.size() == 2 && copies_tiles {
-        MatmulStrategy::Cube
-    } else {
-        MatmulStrategy::Autotune
-    }
 }
