@@ -26,17 +26,16 @@ impl Draw {
         if shape.len() == 1 {
             return vec![1.0; count];
         }
-        #[allow(clippy::cast_possible_truncation, reason = "weights have 32 bits")]
-        (0..count)
-            .map(|_| (self.normal() * self.deviation) as f32)
-            .collect()
+        (0..count).map(|_| self.normal(self.deviation)).collect()
     }
 
-    /// A draw from the standard normal distribution, by Box and Muller.
-    pub(crate) fn normal(&mut self) -> f64 {
+    /// A draw from the normal distribution around 0, by Box and Muller.
+    #[allow(clippy::cast_possible_truncation, reason = "weights have 32 bits")]
+    pub(crate) fn normal(&mut self, deviation: f64) -> f32 {
         // In (0, 1]: the logarithm of 0 is no number.
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
+        let normal = radius * (std::f64::consts::TAU * self.uniform()).cos();
+        (normal * deviation) as f32
     }
 
     /// A draw from [0, 1), in steps of 2^-32.

@@ -171,7 +171,7 @@ fn input(tokens: u32, config: &ModelConfig) -> Encoded {
 }
 
 /// How far biases are from 0, and the weights of norms from 1.
-const VARIETY: f32 = 0.3;
+const VARIETY: f64 = 0.3;
 
 struct Fill(Draw);
 
@@ -181,7 +181,7 @@ impl ParameterMapper for Fill {
         // Biases that are 0 would hide where they are left out, and norms of 1 as well.
         if N == 1 {
             for value in &mut values {
-                *value += VARIETY * self.0.normal() as f32;
+                *value += self.0.normal(VARIETY);
             }
         }
         filled(parameter, values)
