@@ -45,7 +45,7 @@ const AHEAD: usize = 64;
 /// Beyond any logarithm of a sum: of a row that is not there.
 const HIGHEST: f64 = 3e38;
 
-/// As [`super::attend::attend`].
+/// As [`crate::gpu::attend::attend()`].
 #[cube(launch)]
 pub(super) fn attend<E: Float, N: Size, M: Size>(
     queries: &[Vector<E, N>],
@@ -189,7 +189,7 @@ pub(super) fn attend<E: Float, N: Size, M: Size>(
     }
 }
 
-/// As [`super::attend::queries_back`].
+/// As [`crate::gpu::attend::queries_back()`].
 #[cube(launch)]
 pub(super) fn queries_back<E: Float, N: Size, M: Size>(
     queries: &[Vector<E, N>],
@@ -328,7 +328,7 @@ pub(super) fn queries_back<E: Float, N: Size, M: Size>(
     }
 }
 
-/// As [`super::attend::others_back`], at both.
+/// As [`crate::gpu::attend::others_back()`], at both.
 #[cube(launch)]
 pub(super) fn others_back<E: Float, N: Size, M: Size>(
     queries: &[Vector<E, N>],
