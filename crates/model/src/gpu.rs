@@ -9,6 +9,7 @@ mod attend;
 mod attention;
 mod embeddings;
 mod head;
+mod hopper;
 mod kernels;
 mod launch;
 mod layer;

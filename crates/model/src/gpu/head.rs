@@ -58,7 +58,7 @@ pub(super) fn back(
     } = tape;
     let activation = activation(architecture);
     let of_product = gpu.classify_back(&slopes, product, weights, activation, &into);
-    into.product(DENSE, pooled, &of_product);
+    into.products(&[(&[DENSE], pooled, &of_product)]);
     let of_pooled = gpu.product(&of_product, &transposed(weights.dense.clone()));
     (of_pooled, into.summed())
 }

@@ -10,6 +10,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
+use super::hopper::{self, Factors};
 use super::kernels::Activation;
 use super::layout::{
     ATTENDED, CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER, INNER_BIAS, KEY, KEY_BIAS, OUTER,
@@ -27,6 +28,10 @@ pub(super) struct Goal<'a> {
     sums: CubeTensor,
     chunks: usize,
 }
+
+/// What the slopes at matrices side by side are the product of: what these were multiplied with, `[R, D]`, and
+/// the slopes at what came out, `[R, matrices * I]`.
+pub(super) type Product<'a> = (&'a [usize], &'a CubeTensor, &'a CubeTensor);
 
 /// Chunks of rows are at least as long, and at most so many.
 const CHUNK: usize = 8;
@@ -57,23 +62,37 @@ impl<'a> Goal<'a> {
         }
     }
 
-    /// The slopes at a matrix: the product of what it was multiplied with, `[R, D]` transposed, and of
-    /// the slopes at what came out, `[R, I]`.
-    pub(super) fn product(&self, which: usize, input: &CubeTensor, slopes: &CubeTensor) {
-        let range = self.gpu.frame.places.ranges[which].clone();
-        let shape = [width(input), width(slopes)];
-        let output = view(&self.slopes, range.start, shape.into());
-        product_into(transposed(input.clone()), slopes.clone(), output);
+    /// The slopes at matrices, of each the product of both factors.
+    pub(super) fn products(&self, products: &[Product]) {
+        let ranges = &self.gpu.frame.places.ranges;
+        let factors = products.iter().map(|(which, input, slopes)| Factors {
+            left: input,
+            right: slopes,
+            begins: which.iter().map(|which| ranges[*which].start).collect(),
+        });
+        let factors: Vec<Factors> = factors.collect();
+        if !hopper::products(&factors, &self.slopes) {
+            for product in &factors {
+                self.product(product);
+            }
+        }
     }
 
-    /// The same at several, whose slopes lie side by side.
-    pub(super) fn products(&self, which: &[usize], input: &CubeTensor, slopes: &CubeTensor) {
+    fn product(&self, factors: &Factors) {
+        let Factors {
+            left,
+            right,
+            begins,
+        } = factors;
         let gpu = self.gpu;
-        let shape = [width(input), width(slopes)];
+        let shape = [width(left), width(right)];
+        let into = |output| product_into(transposed((*left).clone()), (*right).clone(), output);
+        if let [begin] = begins[..] {
+            return into(view(&self.slopes, begin, shape.into()));
+        }
         let output = gpu.empty(shape, DType::F32);
-        product_into(transposed(input.clone()), slopes.clone(), output.clone());
-        let ranges = &gpu.frame.places.ranges;
-        let begin = |number: usize| which.get(number).map_or(0, |which| ranges[*which].start);
+        into(output.clone());
+        let begin = |number: usize| begins.get(number).map_or(0, |begin| begin / gpu.vector);
         let units = shape[0] * shape[1] / gpu.vector;
         let (count, dim) = gpu.elementwise(units);
         kernels::apart::launch(
@@ -84,11 +103,11 @@ impl<'a> Goal<'a> {
             read(&output),
             read(&self.slopes),
             units,
-            which.len(),
-            shape[1] / which.len() / gpu.vector,
-            begin(0) / gpu.vector,
-            begin(1) / gpu.vector,
-            begin(2) / gpu.vector,
+            begins.len(),
+            shape[1] / begins.len() / gpu.vector,
+            begin(0),
+            begin(1),
+            begin(2),
         );
     }
 

@@ -7,7 +7,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::launch::{Goal, Gpu, Normed, Operands, transposed};
+use super::launch::{Goal, Gpu, Normed, Operands, Product, transposed};
 use super::layout::{
     ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, KEY, KEY_BIAS, OUTER,
     OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, VALUE, VALUE_BIAS,
@@ -152,10 +152,8 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
         &[OUTER_SCALE, OUTER_SHIFT, OUTER_BIAS],
     );
     let of_inner = gpu.product(&outer_operand, &transposed(to_outer.clone()));
-    into.product(OUTER, &tape.activated, &outer_operand);
     gpu.gelu_back(&of_inner, &tape.inner, &w.inner_bias, &into);
     let of_attended = gpu.product(&of_inner, &transposed(to_inner.clone()));
-    into.product(INNER, &tape.inner_input, &of_inner);
     let (of_attended, attended_operand) = gpu.norm_back(
         &of_outer,
         Some(&of_attended),
@@ -165,15 +163,18 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
         &[ATTENDED_SCALE, ATTENDED_SHIFT, ATTENDED_BIAS],
     );
     let of_context = gpu.product(&attended_operand, &transposed(to_attended.clone()));
-    into.product(ATTENDED, &tape.context, &attended_operand);
 
+    let attended: Product = (&[ATTENDED], &tape.context, &attended_operand);
+    let inner: Product = (&[INNER], &tape.inner_input, &of_inner);
+    let outer: Product = (&[OUTER], &tape.activated, &outer_operand);
     let found = [&tape.context, &tape.logs];
     let of_input = match &tape.asked {
         asked @ Asked::All { weights, projected } => {
             let slopes = gpu.like(projected);
             gpu.attend_back(asked, w, &of_context, found, [&slopes; 2]);
             into.biases(&[QUERY_BIAS, KEY_BIAS, VALUE_BIAS], &slopes);
-            into.products(&[QUERY, KEY, VALUE], &tape.input, &slopes);
+            let projected: Product = (&[QUERY, KEY, VALUE], &tape.input, &slopes);
+            into.products(&[projected, attended, inner, outer]);
             let product = gpu.product(&slopes, &transposed(weights.clone()));
             gpu.add(&product, &of_attended, None)
         }
@@ -189,8 +190,9 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
             gpu.attend_back(asked, w, &of_context, found, goals);
             into.biases(&[QUERY_BIAS], &of_queries);
             into.biases(&[KEY_BIAS, VALUE_BIAS], &of_others);
-            into.product(QUERY, rows, &of_queries);
-            into.products(&[KEY, VALUE], &tape.input, &of_others);
+            let asking: Product = (&[QUERY], rows, &of_queries);
+            let asked: Product = (&[KEY, VALUE], &tape.input, &of_others);
+            into.products(&[asking, asked, attended, inner, outer]);
             let of_rows = gpu.product(&of_queries, &transposed(weights.clone()));
             let product = gpu.product(&of_others, &transposed(other_weights.clone()));
             gpu.add(&product, &of_attended, Some(&of_rows))

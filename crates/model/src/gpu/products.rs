@@ -37,6 +37,8 @@ use cubek::microkernel::matmul::plane::PlaneFragmentTransport;
 use cubek::std::microkernel::StageRing;
 use cubek::std::{Hardware, InputBinding};
 
+use super::hopper;
+
 /// The product, into `output`.
 pub(super) fn product_into(left: CubeTensor, right: CubeTensor, output: CubeTensor) {
     // There is nothing to write.
@@ -95,6 +97,13 @@ fn candidates(client: &Client, is_minimal: bool) -> Candidates {
     if is_minimal {
         return set;
     }
+    let set = hopper::TILES.into_iter().fold(set, |set, tile| {
+        let name = format!("{tile:?}");
+        set.with(Tunable::new(
+            &name,
+            move |(left, right, output): Matrices| hopper::product(tile, &left, &right, &output),
+        ))
+    });
     let hardware = Hardware::from_client(client);
     let staged = MatmulRoutineCandidate::list(CubeStagedMatmulRoutine, &hardware);
     let set = staged.into_iter().fold(set, |set, staged| {
@@ -153,7 +162,7 @@ where
     })
 }
 
-fn lies_by_columns(matrix: &CubeTensor) -> bool {
+pub(super) fn lies_by_columns(matrix: &CubeTensor) -> bool {
     matrix.meta.strides()[0] == 1
 }
 
@@ -373,7 +382,7 @@ mod tests {
         assert!(served.iter().all(|each| each[0]));
         if !client.properties().features.matmul.wgmma.is_empty() {
             // All but those for the others' layouts.
-            assert_eq!(counts, [11, 20, 13]);
+            assert_eq!(counts, [13, 22, 15]);
         }
     }
 }
