@@ -17,6 +17,7 @@
 
 use burn::cubecl;
 use burn::cubecl::features::WgmmaElems;
+use burn::cubecl::ir::dialect::matrix::WgmmaWaitGroupOp;
 use burn::cubecl::ir::types::MatrixShape;
 use burn::cubecl::ir::{ElemType, FloatKind};
 use burn::cubecl::prelude::barrier::Barrier;
@@ -440,7 +441,6 @@ impl<E: Float> Ring<E> {
     fn sums(&mut self, steps: usize) -> Accumulator<f32> {
         let own = UNIT_POS as usize / WARPGROUP_UNITS * WARPGROUP_M;
         let mut sums = Accumulator::<f32>::new(self.right.rows).start();
-        let mut before = sums.commit();
         let (mut stage, mut phase) = (0usize.runtime(), 0u32.runtime());
         let mut previous = 0usize.runtime();
         for step in 0..steps {
@@ -456,9 +456,8 @@ impl<E: Float> Ring<E> {
             for at in 0..comptime!(LINE / STEP) {
                 sums.execute(&left.at(own, at * STEP), &right.at(0usize, at * STEP));
             }
-            let now = sums.commit();
-            // Those of the step before this one are done then, and these go on.
-            before.wait();
+            let _ = sums.commit();
+            wait_but_for_last();
             if step > 0 && UNIT_POS_PLANE == 0 {
                 #[unroll]
                 for one in 0..self.stages {
@@ -467,7 +466,6 @@ impl<E: Float> Ring<E> {
                     }
                 }
             }
-            before = now;
             previous = stage;
             stage += 1;
             if stage == self.stages {
@@ -498,6 +496,16 @@ fn descriptor<E: Float>(
     let begin = stage * comptime!(layout.rows * LINE);
     let end = begin + comptime!(layout.rows * LINE);
     MatrixDescriptor::new(&stages[begin..end], layout)
+}
+
+/// Waits for all products but those of the last step, which go on. `CubeCL`'s own wait would be for all of them
+/// where one is in a loop.
+#[cube]
+fn wait_but_for_last() {
+    intrinsic!(|scope| {
+        let wait = WgmmaWaitGroupOp::new(scope.ctx_mut(), 1);
+        scope.register(&wait);
+    });
 }
 
 /// A step of a factor.
