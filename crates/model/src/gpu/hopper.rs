@@ -576,3 +576,89 @@ fn write<O: Float, N: Size>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+
+    use burn::tensor::DType;
+    use burn_cubecl::CubeDevice;
+
+    use super::super::products::tests::{factor, matrix, numbers, product};
+    use super::*;
+
+    /// Of tiles of both widths, whole ones and others, and of parts of a factor; what lies between them is left.
+    #[test]
+    fn each_product_is_where_it_begins_on_a_gpu() {
+        if env::var("RETORT_TEST_GPU").as_deref() != Ok("cuda") {
+            println!("only CUDA has them");
+            return;
+        }
+        let device = CubeDevice::default();
+        if device
+            .client()
+            .properties()
+            .features
+            .matmul
+            .wgmma
+            .is_empty()
+        {
+            println!("only Hopper has them");
+            return;
+        }
+        for (dtype, shapes) in [
+            (DType::BF16, [[72, 200, 48], [136, 67, 264]]),
+            (DType::F16, [[136, 131, 256], [256, 1, 512]]),
+        ] {
+            // The first has a right factor of three parts.
+            let of = |[rows, depth, columns]: [usize; 3], parts| {
+                let left = factor(&device, [depth, rows], false, dtype);
+                let right = factor(&device, [depth, parts * columns], false, dtype);
+                (left, right)
+            };
+            let [[rows, depth, columns], other] = shapes;
+            let (left, right) = of(shapes[0], 3);
+            let (other_left, other_right) = of(other, 1);
+            // Out of order, with 8 numbers before each.
+            let length = rows * columns + 8;
+            let begins = [2, 0, 1].map(|place| place * length + 8);
+            let whole = 3 * length + 8 + other[0] * other[2];
+            let output = matrix(&device, [1, whole], &vec![-7.0; whole], DType::F32);
+            let all = [
+                Factors {
+                    left: &left.matrix,
+                    right: &right.matrix,
+                    begins: begins.to_vec(),
+                },
+                Factors {
+                    left: &other_left.matrix,
+                    right: &other_right.matrix,
+                    begins: vec![3 * length + 8],
+                },
+            ];
+            assert!(products(&all, &output));
+            let mut expected = vec![-7.0; whole];
+            let mut put = |begin: usize, left: &[f32], right: &[f32], shape: [usize; 3]| {
+                let [rows, depth, _] = shape;
+                let turned: Vec<f32> = (0..rows * depth)
+                    .map(|at| left[at % depth * rows + at / depth])
+                    .collect();
+                let product = product(&turned, right, shape);
+                expected[begin..begin + product.len()].copy_from_slice(&product);
+            };
+            for (part, begin) in begins.into_iter().enumerate() {
+                let own = right.numbers.chunks(3 * columns);
+                let own = own.flat_map(|row| &row[part * columns..(part + 1) * columns]);
+                let own: Vec<f32> = own.copied().collect();
+                put(begin, &left.numbers, &own, [rows, depth, columns]);
+            }
+            put(
+                3 * length + 8,
+                &other_left.numbers,
+                &other_right.numbers,
+                other,
+            );
+            assert_eq!(numbers(output), expected);
+        }
+    }
+}
