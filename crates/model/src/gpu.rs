@@ -2,8 +2,8 @@
 //!
 //! Burn's operations on tensors would each be registered, looked at for what can be fused with it, and
 //! started; here the embeddings, each layer and the head are one operation there and one back, which start their
-//! kernels themselves. Those of products of matrices are Burn's, as [`products`] has it; all others are of
-//! [`kernels`], and of [`attend`] or [`tensor_cores`].
+//! kernels themselves. Those of products of matrices are Burn's or of [`hopper`], as [`products`] has it; all
+//! others are of [`kernels`], and of [`attend`] or [`tensor_cores`].
 
 mod attend;
 mod attention;

@@ -4,9 +4,7 @@
 //! Hopper on). Where a product has four times as many rows as columns, the tuner of Burn 0.23.0-pre.1 tries
 //! tiles of 512 rows there, of which the hardware takes 256; it counts that failure as one of every kernel it
 //! tries after it, and takes the slowest of all, whose output it holds for lost. There another list of kernels
-//! is measured: Burn's without those, and some that Burn's tuner does not know. Among them are those that copy
-//! a right factor by the hardware, and take Hopper's own instruction for products, but they want it to lie by
-//! columns, as it does on the way back to what was multiplied.
+//! is measured: Burn's without those, some that Burn's tuner does not know, and those of [`hopper`].
 
 use burn::cubecl::client::Client;
 use burn::cubecl::config::autotune::AutotuneLevel;
