@@ -60,7 +60,7 @@ const UNITS: usize = MULTIPLYING + PLANE;
 /// Numbers in a line that the hardware puts into shared memory, and how many are summed over in a step.
 const LINE: usize = 64;
 
-/// Of an instruction.
+/// Numbers that an instruction sums over.
 const STEP: usize = 16;
 
 /// Rows of matrices begin at multiples of so many numbers, as the hardware wants them.
@@ -89,10 +89,8 @@ pub(super) fn product(
     output: &CubeTensor,
 ) -> Result<(), String> {
     let [rows, columns] = [output.meta.shape()[0], output.meta.shape()[1]];
-    if !takes(tile, left) || !takes(tile, right) || !columns.is_multiple_of(ALIGNED) {
-        return Err(
-            "not on this device, or not of rows that begin where it can copy them".to_owned(),
-        );
+    if !takes(left) || !takes(right) || !columns.is_multiple_of(PAIR) {
+        return Err("not on this device, or not of such rows".to_owned());
     }
     let depth = left.meta.shape()[1];
     let lying = |by_columns, by_rows, matrix: &CubeTensor| {
@@ -157,11 +155,9 @@ pub(super) fn products(all: &[Factors], output: &CubeTensor) -> bool {
     let [narrow, wide] = TILES;
     let fits = |part: &Part| part.columns.is_multiple_of(wide.columns);
     let tile = if parts.iter().all(fits) { wide } else { narrow };
-    let is_aligned = |part: &Part| part.columns.is_multiple_of(ALIGNED);
-    let are_taken = all
-        .iter()
-        .all(|it| takes(tile, it.left) && takes(tile, it.right));
-    if !are_taken || !parts.iter().all(is_aligned) {
+    let lies = |matrix| takes(matrix) && !lies_by_columns(matrix) && matrix.meta.num_elements() > 0;
+    let are_taken = all.iter().all(|it| lies(it.left) && lies(it.right));
+    if !are_taken || parts.iter().any(|part| part.columns % PAIR != 0) {
         return false;
     }
     multiply_all::launch(
@@ -185,22 +181,24 @@ pub(super) fn products(all: &[Factors], output: &CubeTensor) -> bool {
 }
 
 /// Whether the device has the instruction, and can copy the matrix.
-fn takes(tile: Tile, matrix: &CubeTensor) -> bool {
+pub(super) fn takes(matrix: &CubeTensor) -> bool {
     let element = float(matrix.dtype);
     let elems = WgmmaElems {
         a: element,
         b: element,
         cd: ElemType::Float(FloatKind::F32),
     };
-    let shape = MatrixShape {
-        m: WARPGROUP_M,
-        n: tile.columns,
-        k: STEP,
-    };
     let known = &matrix.client.properties().features.matmul.wgmma;
     let along = usize::from(!lies_by_columns(matrix));
-    known.iter().any(|it| it.matches(elems, shape))
-        && matrix.meta.shape()[along].is_multiple_of(ALIGNED)
+    matrix.meta.shape()[along].is_multiple_of(ALIGNED)
+        && TILES.iter().all(|tile| {
+            let shape = MatrixShape {
+                m: WARPGROUP_M,
+                n: tile.columns,
+                k: STEP,
+            };
+            known.iter().any(|it| it.matches(elems, shape))
+        })
 }
 
 /// A factor as the hardware copies it, in boxes of so many rows of the left one, or columns of the right one, or
@@ -498,8 +496,8 @@ fn descriptor<E: Float>(
     MatrixDescriptor::new(&stages[begin..end], layout)
 }
 
-/// Waits for all products but those of the last step, which go on. `CubeCL`'s own wait would be for all of them
-/// where one is in a loop.
+/// Waits for all products but those of the last step, which go on. `CubeCL`'s own wait for a step's products, kept
+/// in a variable from one turn of the loop to the next, was compiled to one for all.
 #[cube]
 fn wait_but_for_last() {
     intrinsic!(|scope| {
@@ -608,7 +606,7 @@ mod tests {
         }
         for (dtype, shapes) in [
             (DType::BF16, [[72, 200, 48], [136, 67, 264]]),
-            (DType::F16, [[136, 131, 256], [256, 1, 512]]),
+            (DType::F16, [[136, 589, 256], [256, 1, 512]]),
         ] {
             // The first has a right factor of three parts.
             let of = |[rows, depth, columns]: [usize; 3], parts| {

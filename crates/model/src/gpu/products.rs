@@ -72,9 +72,18 @@ fn tuned(left: CubeTensor, right: CubeTensor, output: CubeTensor) {
     TUNER.execute(&id, &client, candidates, (left, right, output));
 }
 
-/// The first is taken where as little as may be is to be measured, and where another refuses: what is fastest for
-/// one number of rows is taken for others as well, and may not take them. None adds by atomics: sums are the same
-/// from run to run.
+/// One of the kernels that are measured.
+struct Kernel {
+    name: String,
+    /// Whether it is for factors that lie like these, on their device.
+    is_asked: fn(&Matrices) -> bool,
+    launch: Launch,
+}
+
+type Launch = Box<dyn Fn(Matrices) -> Result<(), String> + Send + Sync>;
+
+/// Where the fastest refuses, the first is taken: what is fastest for one number of rows is so for others as well,
+/// and may not take them.
 fn candidates(client: &Client, is_minimal: bool) -> Candidates {
     let set = TunableSet::new(
         key,
@@ -82,29 +91,44 @@ fn candidates(client: &Client, is_minimal: bool) -> Candidates {
             (left.clone(), right.clone(), output.copy())
         },
     );
+    kernels(client, is_minimal)
+        .into_iter()
+        .fold(set, |set, kernel| {
+            let name = kernel.name.clone();
+            set.with(Tunable::new(&name, move |matrices: Matrices| {
+                if !(kernel.is_asked)(&matrices) {
+                    return Err("for factors that lie otherwise".to_owned());
+                }
+                (kernel.launch)(matrices.clone()).or_else(|_| launch(&first(), matrices))
+            }))
+        })
+}
+
+/// The first alone where as little as may be is to be measured. None adds by atomics: sums are the same from run to
+/// run.
+fn kernels(client: &Client, is_minimal: bool) -> Vec<Kernel> {
     let mut strategies = strategies();
     if is_minimal {
         strategies.truncate(1);
     }
-    let set = strategies.into_iter().fold(set, |set, strategy| {
-        let name = strategy.to_string();
-        set.with(Tunable::new(&name, move |matrices: Matrices| {
-            launch(&strategy, matrices.clone()).or_else(|_| launch(&first(), matrices))
-        }))
+    let of_burn = strategies.into_iter().map(|strategy| Kernel {
+        name: strategy.to_string(),
+        is_asked: |_| true,
+        launch: Box::new(move |matrices| launch(&strategy, matrices)),
     });
+    let mut kernels: Vec<Kernel> = of_burn.collect();
     if is_minimal {
-        return set;
+        return kernels;
     }
-    let set = hopper::TILES.into_iter().fold(set, |set, tile| {
-        let name = format!("{tile:?}");
-        set.with(Tunable::new(
-            &name,
-            move |(left, right, output): Matrices| hopper::product(tile, &left, &right, &output),
-        ))
-    });
+    kernels.extend(hopper::TILES.map(|tile| Kernel {
+        name: format!("wgmma, {} columns, {} stages", tile.columns, tile.stages),
+        is_asked: |(left, right, _)| hopper::takes(left) && hopper::takes(right),
+        launch: Box::new(move |(left, right, output)| {
+            hopper::product(tile, &left, &right, &output)
+        }),
+    }));
     let hardware = Hardware::from_client(client);
-    let staged = MatmulRoutineCandidate::list(CubeStagedMatmulRoutine, &hardware);
-    let set = staged.into_iter().fold(set, |set, staged| {
+    for staged in MatmulRoutineCandidate::list(CubeStagedMatmulRoutine, &hardware) {
         let CubeStagedMicrokernelSettings {
             plane,
             ring,
@@ -113,50 +137,47 @@ fn candidates(client: &Client, is_minimal: bool) -> Candidates {
             ..
         } = staged.settings().microkernel;
         if planes_along_k.get() > 1 {
-            set
-        } else if fill.delivery == CubeStagedDelivery::Tma {
+            continue;
+        }
+        if fill.delivery == CubeStagedDelivery::Tma {
             // Of a factor that lies by rows they would be others, without the hardware's copies.
-            set.with(tunable(staged, |(_, right, _)| lies_by_columns(right)))
+            kernels.push(of_cubek(staged, |(_, right, _)| lies_by_columns(right)));
         } else if plane.transport == PlaneFragmentTransport::Mma
             && ring == StageRing::DOUBLE_THROUGH_REGISTERS
         {
-            set.with(tunable(staged, |_| true))
-        } else {
-            set
+            kernels.push(of_cubek(staged, |_| true));
         }
-    });
+    }
     // Several cubes share a sum where few tiles have long ones: of the slopes at parameters. With more than two
     // cubes a processor their parts would take memory.
     let shared = MatmulRoutineCandidate::list(HypercubeLastArrivalMatmulRoutine, &hardware);
     let shared = shared
         .into_iter()
         .filter(|it| it.settings().cubes_per_worker.get() <= 2);
-    shared.fold(set, |set, shared| {
-        set.with(tunable(shared, |(left, _, _)| lies_by_columns(left)))
-    })
+    kernels.extend(shared.map(|it| of_cubek(it, |(left, _, _)| lies_by_columns(left))));
+    kernels
 }
 
-/// Where it is asked for.
-fn tunable<R, M, S>(
+fn of_cubek<R, M, S>(
     candidate: MatmulRoutineCandidate<R>,
     is_asked: fn(&Matrices) -> bool,
-) -> Tunable<MatmulAutotuneKey, Matrices, ()>
+) -> Kernel
 where
     R: MatmulRoutine<M, S> + Copy,
     M: MatmulMicrokernel,
     MatmulRoutineCandidate<R>: Send + Sync + 'static,
 {
-    let name = candidate.settings().to_string();
-    Tunable::new(&name, move |matrices: Matrices| {
-        if !is_asked(&matrices) {
-            return Err("for factors that lie otherwise".to_owned());
-        }
-        let (left, right, output) = matrices.clone();
-        let client = output.client.clone();
-        let factor = |matrix| StoredTensor::Plain(plain(matrix));
-        let launched = candidate.launch_into(&client, factor(left), factor(right), plain(output));
-        launched.or_else(|_| launch(&first(), matrices))
-    })
+    Kernel {
+        name: candidate.settings().to_string(),
+        is_asked,
+        launch: Box::new(move |(left, right, output)| {
+            let client = output.client.clone();
+            let factor = |matrix| StoredTensor::Plain(plain(matrix));
+            candidate
+                .launch_into(&client, factor(left), factor(right), plain(output))
+                .map_err(|refusal| format!("{refusal:?}"))
+        }),
+    }
 }
 
 pub(super) fn lies_by_columns(matrix: &CubeTensor) -> bool {
@@ -338,8 +359,9 @@ pub(super) mod tests {
         let client = device.client();
         let id = CubeTuneId::new(&client, &device);
         let candidates = Arc::new(candidates(&client, false));
+        let kernels = kernels(&client, false);
         let has_wgmma = !client.properties().features.matmul.wgmma.is_empty();
-        for (is_left, is_right, [dtype, to], are_asked) in [
+        for (is_left, is_right, [dtype, to], all) in [
             (false, false, [DType::BF16, DType::BF16], 13),
             (false, true, [DType::F16, DType::F16], 22),
             (true, false, [DType::BF16, DType::F32], 15),
@@ -371,12 +393,14 @@ pub(super) mod tests {
                     assert!(is_right, "{name}: {rows}, {depth}, {columns}, {dtype:?}");
                     true
                 };
-                let of_all = (0..candidates.len()).filter(|number| {
-                    let make = |matrices| candidates.fastest(*number).execute(matrices).is_ok();
-                    run(&make, &number.to_string())
+                let serving = kernels.iter().filter(|kernel| {
+                    let make = |matrices: Matrices| {
+                        (kernel.is_asked)(&matrices) && (kernel.launch)(matrices).is_ok()
+                    };
+                    run(&make, &kernel.name)
                 });
-                let served = of_all.count();
-                assert!(!has_wgmma || served == are_asked, "{served}");
+                let serving = serving.count();
+                assert!(!has_wgmma || serving == all, "{serving}");
                 let fastest = |matrices| {
                     TUNER.execute(&id, &client, Arc::clone(&candidates), matrices);
                     true
