@@ -29,6 +29,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::{count, cubes, read};
 use super::products::{float, lies_by_columns};
+use super::tensor_cores::PLANE;
 
 /// How much of a product a cube has, and how it goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,9 +48,6 @@ const GROUPS: usize = 2;
 
 /// Planes of a group.
 const PLANES: usize = WARPGROUP_UNITS / PLANE;
-
-/// Units of a plane.
-const PLANE: usize = 32;
 
 /// Units that multiply.
 const MULTIPLYING: usize = GROUPS * WARPGROUP_UNITS;
@@ -81,7 +79,7 @@ pub(super) const TILES: [Tile; 2] = [
     },
 ];
 
-/// The product, into `output`; an error where this device or these matrices are not for it.
+/// The product of what it [`takes`], into `output`; an error where this has rows of an odd width.
 pub(super) fn product(
     tile: Tile,
     left: &CubeTensor,
@@ -89,8 +87,8 @@ pub(super) fn product(
     output: &CubeTensor,
 ) -> Result<(), String> {
     let [rows, columns] = [output.meta.shape()[0], output.meta.shape()[1]];
-    if !takes(left) || !takes(right) || !columns.is_multiple_of(PAIR) {
-        return Err("not on this device, or not of such rows".to_owned());
+    if !columns.is_multiple_of(PAIR) {
+        return Err(format!("{columns} columns"));
     }
     let depth = left.meta.shape()[1];
     let lying = |by_columns, by_rows, matrix: &CubeTensor| {

@@ -80,7 +80,7 @@ struct Kernel {
     launch: Launch,
 }
 
-type Launch = Box<dyn Fn(Matrices) -> Result<(), String> + Send + Sync>;
+type Launch = Box<dyn Fn(&Matrices) -> Result<(), String> + Send + Sync>;
 
 /// Where the fastest refuses, the first is taken: what is fastest for one number of rows is so for others as well,
 /// and may not take them.
@@ -99,7 +99,7 @@ fn candidates(client: &Client, is_minimal: bool) -> Candidates {
                 if !(kernel.is_asked)(&matrices) {
                     return Err("for factors that lie otherwise".to_owned());
                 }
-                (kernel.launch)(matrices.clone()).or_else(|_| launch(&first(), matrices))
+                (kernel.launch)(&matrices).or_else(|_| launch(&first(), &matrices))
             }))
         })
 }
@@ -123,9 +123,7 @@ fn kernels(client: &Client, is_minimal: bool) -> Vec<Kernel> {
     kernels.extend(hopper::TILES.map(|tile| Kernel {
         name: format!("wgmma, {} columns, {} stages", tile.columns, tile.stages),
         is_asked: |(left, right, _)| hopper::takes(left) && hopper::takes(right),
-        launch: Box::new(move |(left, right, output)| {
-            hopper::product(tile, &left, &right, &output)
-        }),
+        launch: Box::new(move |(left, right, output)| hopper::product(tile, left, right, output)),
     }));
     let hardware = Hardware::from_client(client);
     for staged in MatmulRoutineCandidate::list(CubeStagedMatmulRoutine, &hardware) {
@@ -216,8 +214,8 @@ fn strategies() -> Vec<Strategy> {
     ]
 }
 
-fn launch(strategy: &Strategy, (left, right, output): Matrices) -> Result<(), String> {
-    let [of_left, of_right, of_output] = [&left, &right, &output].map(element);
+fn launch(strategy: &Strategy, (left, right, output): &Matrices) -> Result<(), String> {
+    let [of_left, of_right, of_output] = [left, right, output].map(element);
     let client = output.client.clone();
     let mut elements = MatmulElems::from_globals(&MatmulGlobalElems {
         lhs: of_left,
@@ -227,17 +225,16 @@ fn launch(strategy: &Strategy, (left, right, output): Matrices) -> Result<(), St
     launch_ref(
         &strategy.clone().into(),
         &client,
-        InputBinding::new(left.binding(), of_left),
-        InputBinding::new(right.binding(), of_right),
-        output.binding(),
+        InputBinding::new(left.clone().binding(), of_left),
+        InputBinding::new(right.clone().binding(), of_right),
+        output.clone().binding(),
         &mut elements,
     )
     .map_err(|error| format!("{error:?}"))
 }
 
-fn plain(matrix: CubeTensor) -> PlainTensor {
-    let element = element(&matrix);
-    PlainTensor::new(matrix.binding(), element)
+fn plain(matrix: &CubeTensor) -> PlainTensor {
+    PlainTensor::new(matrix.clone().binding(), element(matrix))
 }
 
 fn key((left, right, output): &Matrices) -> MatmulAutotuneKey {
@@ -395,7 +392,7 @@ pub(super) mod tests {
                 };
                 let serving = kernels.iter().filter(|kernel| {
                     let make = |matrices: Matrices| {
-                        (kernel.is_asked)(&matrices) && (kernel.launch)(matrices).is_ok()
+                        (kernel.is_asked)(&matrices) && (kernel.launch)(&matrices).is_ok()
                     };
                     run(&make, &kernel.name)
                 });
