@@ -15,7 +15,8 @@
 //! | `STAND_IN_CUDA` | the driver's version, 13000 |
 //! | `STAND_IN_DEVICES` | how many GPUs there are, 1 |
 //! | `STAND_IN_MEMORY` | bytes of memory of them all, 149 GiB |
-//! | `STAND_IN_RUN` | 0: kernels are counted and not run; what is timed is made up |
+//! | `STAND_IN_RUN` | 0: kernels are counted and not run; what is timed is made up, what is read is zeros |
+//! | `STAND_IN_TIME` | nanoseconds that each kernel then takes, one after the other, beside the CPU: 0 |
 //! | `STAND_IN_POISON` | 0: new memory is zeros, and not what is no number; blocks of 64 MiB always are |
 //! | `STAND_IN_RACES` | words of names of kernels in which races are looked for |
 //! | `STAND_IN_FAIL` | `NAME:TIMES:CODE`: from so many calls of that name on, it fails with that code |
@@ -36,13 +37,14 @@ use std::ffi::{CStr, c_char};
 use std::io::Write;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memory::{give_back, take};
 
 const INVALID_VALUE: i32 = 1;
 const OUT_OF_MEMORY: i32 = 2;
 const INVALID_DEVICE: i32 = 101;
+const NOT_READY: i32 = 600;
 const INVALID_PTX: i32 = 218;
 const NOT_FOUND: i32 = 500;
 
@@ -353,7 +355,11 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usi
     if !memory::has(from, bytes) {
         return INVALID_VALUE;
     }
-    unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to, bytes) };
+    if runs() {
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to, bytes) };
+    } else {
+        unsafe { to.write_bytes(0, bytes) };
+    }
     0
 }
 
@@ -396,20 +402,45 @@ pub unsafe extern "C" fn cuMemcpy2DAsync_v2(copy: *const Copy2d, _: usize) -> i3
     };
     for row in 0..copy.height {
         let (to, from) = (place(&copy.to, row), place(&copy.from, row));
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, copy.width) };
+        if runs() || copy.to.of != 1 {
+            unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, copy.width) };
+        } else {
+            unsafe { (to as *mut u8).write_bytes(0, copy.width) };
+        }
     }
     0
 }
 
-// Streams and events: all is done when it is asked for.
+// Streams and events: all is done when it is asked for, but for kernels that only take their time.
 
 /// The device's clock where kernels are not run, in nanoseconds: what they would take is made up, so that
 /// what is timed takes some time, and what copies whole tiles takes the least.
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 
-/// When an event was recorded: by the host's clock, and by the device's.
+/// When the device will have done what it was asked for, in nanoseconds of [`now`].
+static DONE: AtomicU64 = AtomicU64::new(0);
+
+fn now() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    BEGAN.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// One kernel more, behind those that it was asked for before.
+fn takes(nanoseconds: u64) {
+    let behind = |done: u64| Some(done.max(now()) + nanoseconds);
+    let _ = DONE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, behind);
+}
+
+fn wait_until(done: u64) {
+    let rest = done.saturating_sub(now());
+    if rest > 0 {
+        std::thread::sleep(Duration::from_nanos(rest));
+    }
+}
+
+/// When an event was recorded, by the host's clock and by the device's, and what is done before it.
 #[derive(Clone, Copy)]
-pub struct Moment(Instant, u64);
+pub struct Moment(Instant, u64, u64);
 
 static HANDLES: AtomicU64 = AtomicU64::new(16);
 
@@ -433,6 +464,7 @@ pub extern "C" fn cuStreamDestroy_v2(_: u64) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(_: u64) -> i32 {
     ask!("cuStreamSynchronize", 0);
+    wait_until(DONE.load(Ordering::SeqCst));
     0
 }
 
@@ -457,18 +489,25 @@ pub unsafe extern "C" fn cuEventDestroy_v2(event: *mut Option<Moment>) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecord(event: *mut Option<Moment>, _: u64) -> i32 {
     ask!("cuEventRecord", 0);
-    unsafe { *event = Some(Moment(Instant::now(), CLOCK.load(Ordering::SeqCst))) };
+    let [clock, done] = [&CLOCK, &DONE].map(|it| it.load(Ordering::SeqCst));
+    unsafe { *event = Some(Moment(Instant::now(), clock, done)) };
     0
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuEventSynchronize(_: u64) -> i32 {
+pub unsafe extern "C" fn cuEventSynchronize(event: *const Option<Moment>) -> i32 {
     ask!("cuEventSynchronize", 0);
+    if let Some(moment) = unsafe { &*event } {
+        wait_until(moment.2);
+    }
     0
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuEventQuery(_: u64) -> i32 {
+pub unsafe extern "C" fn cuEventQuery(event: *const Option<Moment>) -> i32 {
+    if unsafe { &*event }.as_ref().is_some_and(|moment| moment.2 > now()) {
+        return NOT_READY;
+    }
     POISON.load(Ordering::SeqCst)
 }
 
@@ -717,6 +756,10 @@ pub unsafe extern "C" fn cuLaunchKernel(
     }
     let began = Instant::now();
     CLOCK.fetch_add(if kernel.copies_tiles { 2_000 } else { 5_000 }, Ordering::SeqCst);
+    if !runs() {
+        static TIME: OnceLock<u64> = OnceLock::new();
+        takes(*TIME.get_or_init(|| number("STAND_IN_TIME", 0) as u64));
+    }
     // What times the device has nothing to give.
     if runs() && !["throughput", "prime_buffer", "launch_overhead"].iter().any(|word| kernel.name.contains(word)) {
         let mut bytes = vec![0u8; kernel.parameter_bytes];

@@ -21,7 +21,7 @@ use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use retort_model::{
-    Attention, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, Precision, choose, configure,
+    Attention, CrossEncoder, DeviceChoice, Encoded, Head, Precision, Student, choose, configure,
     parallelism, score,
 };
 use safetensors::Dtype;
@@ -66,7 +66,7 @@ fn main() {
     for precision in precisions.filter(|precision| *precision != other) {
         for attention in Attention::of(&device) {
             let student = load(&training).with_precision(precision);
-            let student = student.with_attention(attention).unwrap();
+            let student = Student::new(student.with_attention(attention).unwrap()).unwrap();
             ways.push((format!("there and back, {precision}, {attention}"), student));
         }
     }
@@ -110,9 +110,9 @@ fn rate(batch: usize, passes: usize, mut pass: impl FnMut()) -> f64 {
 }
 
 /// As the trainer makes them: by hand where there are such passes, else through Burn's graph.
-fn there_and_back(student: &CrossEncoder, inputs: &[Encoded], device: &Device) {
+fn there_and_back(student: &Student, inputs: &[Encoded], device: &Device) {
     let inputs: Vec<&Encoded> = inputs.iter().collect();
-    if let Some(host) = HostBert::of(student) {
+    if let Some(host) = student.host() {
         let tokens = inputs[0].len() * inputs.len();
         let pass = host.forward(&inputs, parallelism(device), tokens, 0);
         host.backward(&pass, &vec![1.0; inputs.len()]);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
@@ -11,7 +12,7 @@ use burn::tensor::{Device, Tensor};
 #[derive(Debug, Clone)]
 pub struct Bundle {
     /// Each with the place of its numbers, in their order. What lies between is 0 and stays 0.
-    pub parameters: Vec<(String, Range<usize>)>,
+    pub parameters: Arc<[(String, Range<usize>)]>,
     /// All of them, without autodiff.
     pub values: Tensor<1>,
     /// Whose, where they are those of a part of the model that a GPU has its own kernels for.
@@ -23,6 +24,8 @@ pub struct Bundle {
 pub enum Group {
     /// All of the embeddings, but for what projects them.
     Embeddings,
+    /// What projects them, where something does.
+    Projection,
     /// A layer, from 0.
     Layer(usize),
     /// The head.
@@ -74,40 +77,19 @@ impl Bundle {
         }
     }
 
-    /// The numbers of each parameter.
-    pub fn apart(self) -> impl Iterator<Item = (String, Tensor<1>)> {
-        let Self {
-            parameters, values, ..
-        } = self;
-        let [length] = values.dims();
-        parameters.into_iter().map(move |(name, range)| {
-            let its = if range.len() == length {
-                values.clone()
-            } else {
-                values.clone().narrow(0, range.start, range.len())
-            };
-            (name, its)
-        })
-    }
-
-    /// Other numbers of the same parameters.
+    /// Numbers in these places of a vector so long: those given by name, 0 of others and between them.
     #[must_use]
-    pub fn with(&self, values: Tensor<1>) -> Self {
-        Self {
-            parameters: self.parameters.clone(),
-            values,
-            group: self.group,
-        }
-    }
-
-    /// Numbers of the same parameters, in the same places: those given by name, 0 of others.
-    #[must_use]
-    pub fn filled(&self, by_name: &mut BTreeMap<String, Tensor<1>>) -> Self {
-        let device = self.values.device();
+    pub fn filled(
+        parameters: Arc<[(String, Range<usize>)]>,
+        length: usize,
+        group: Option<Group>,
+        by_name: &mut BTreeMap<String, Tensor<1>>,
+        device: &Device,
+    ) -> Self {
         let mut vectors = Vec::new();
         let mut end = 0;
-        let zeros = |length: usize| Tensor::zeros([length], &device);
-        for (name, range) in &self.parameters {
+        let zeros = |length: usize| Tensor::zeros([length], device);
+        for (name, range) in &*parameters {
             if range.start > end {
                 vectors.push(zeros(range.start - end));
             }
@@ -115,7 +97,6 @@ impl Bundle {
             vectors.push(its.unwrap_or_else(|| zeros(range.len())));
             end = range.end;
         }
-        let [length] = self.values.dims();
         if length > end {
             vectors.push(zeros(length - end));
         }
@@ -123,6 +104,37 @@ impl Bundle {
             1 => vectors.remove(0),
             _ => Tensor::cat(vectors, 0),
         };
-        self.with(values)
+        Self {
+            parameters,
+            values,
+            group,
+        }
+    }
+
+    /// The numbers of each parameter.
+    pub fn apart(self) -> impl Iterator<Item = (String, Tensor<1>)> {
+        let Self {
+            parameters, values, ..
+        } = self;
+        let [length] = values.dims();
+        (0..parameters.len()).map(move |place| {
+            let (name, range) = &parameters[place];
+            let its = if range.len() == length {
+                values.clone()
+            } else {
+                values.clone().narrow(0, range.start, range.len())
+            };
+            (name.clone(), its)
+        })
+    }
+
+    /// Other numbers of the same parameters.
+    #[must_use]
+    pub fn with(&self, values: Tensor<1>) -> Self {
+        Self {
+            parameters: Arc::clone(&self.parameters),
+            values,
+            group: self.group,
+        }
     }
 }

@@ -92,24 +92,6 @@ impl CrossEncoder {
         &self.head
     }
 
-    #[cfg(feature = "gpu")]
-    pub(crate) fn into_parts(self) -> (Encoder, ClassificationHead, ModelConfig) {
-        (self.encoder, self.head, self.config)
-    }
-
-    #[cfg(feature = "gpu")]
-    pub(crate) fn of_parts(
-        encoder: Encoder,
-        head: ClassificationHead,
-        config: ModelConfig,
-    ) -> Self {
-        Self {
-            encoder,
-            head,
-            config,
-        }
-    }
-
     /// Relevance logits. Dropout and [`Precision`] act only on an autodiff device.
     ///
     /// # Shapes

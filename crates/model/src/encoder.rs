@@ -75,16 +75,6 @@ impl Encoder {
         }
     }
 
-    /// With other layers in the place of these.
-    #[cfg(feature = "gpu")]
-    pub(crate) fn map_layers(mut self, mut map: impl FnMut(usize, Layer) -> Layer) -> Self {
-        if let Stack::PostNorm(stack) = &mut self.stack {
-            let layers = std::mem::take(&mut stack.layers).into_iter().enumerate();
-            stack.layers = layers.map(|(number, layer)| map(number, layer)).collect();
-        }
-        self
-    }
-
     pub(crate) fn keep_layers(self, kept: &[usize]) -> Self {
         let stack = match self.stack {
             Stack::PostNorm(stack) => Stack::PostNorm(stack.keep_layers(kept)),

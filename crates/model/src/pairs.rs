@@ -15,12 +15,16 @@ use tokenizers::{
 
 use crate::attention::UNSEEN;
 use crate::blocks::Block;
+#[cfg(feature = "gpu")]
+use crate::by_hand::Parts;
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, Classifier, CrossEncoder};
 use crate::error::{Error, Result};
 use crate::guard::{answered, guard};
 use crate::host::HostBert;
 use crate::parallel::{is_cpu, parallel_map, parallelism};
+#[cfg(feature = "gpu")]
+use crate::precision::Precision;
 
 /// One tokenised pair or text, with its special tokens and without padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,8 +301,31 @@ pub fn score(
         let threads = parallelism(&model.device());
         return Ok(host.logits(encodings, threads, tokens_per_batch));
     }
+    #[cfg(feature = "gpu")]
+    if let Some(parts) = guard(&model.device(), || Parts::of(model))? {
+        return score_by_hand(parts, encodings, tokens_per_batch);
+    }
     let logits = run(model, encodings, tokens_per_batch, |model, inputs| {
-        model.scores(inputs).unsqueeze_dim(1)
+        model.logits(&model.batch(inputs))
+    })?;
+    Ok(logits.into_iter().flatten().collect())
+}
+
+/// The same in kernels of our own, in 32 bits and without padding.
+#[cfg(feature = "gpu")]
+pub(crate) fn score_by_hand(
+    parts: Parts,
+    encodings: &[Encoded],
+    tokens_per_batch: usize,
+) -> Result<Vec<f32>> {
+    let parts = parts.with_precision(Precision::F32);
+    let (config, device) = (parts.config(), parts.device());
+    check(config, encodings)?;
+    let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
+    let buckets = length_buckets(&lengths, tokens_per_batch);
+    let logits = in_buckets(&device, encodings, buckets, |inputs| {
+        let batch = Batch::unpadded(inputs, config, &device);
+        parts.logits(&batch).unsqueeze_dim(1)
     })?;
     Ok(logits.into_iter().flatten().collect())
 }
@@ -339,14 +366,11 @@ impl CrossEncoder {
         length_buckets(&padded, tokens_per_batch)
     }
 
-    /// A batch for the model, on its device: without padding where a GPU trains it in kernels of our own, else
-    /// in the blocks that cost least where inputs of like length are side by side. A block's inputs are
-    /// padded to the longest of them on the CPU, and on GPUs to the next of a few lengths.
+    /// A batch for the model, on its device: in the blocks that cost least where inputs of like length are
+    /// side by side. A block's inputs are padded to the longest of them on the CPU, and on GPUs to the next
+    /// of a few lengths.
     pub fn batch(&self, encodings: &[&Encoded]) -> Batch {
         let (config, device) = (self.config(), self.device());
-        if self.goes_by_hand() {
-            return Batch::unpadded(encodings, config, &device);
-        }
         // No input is without a token, were it one of padding.
         let lengths = (encodings.iter()).map(|encoded| self.padded(encoded.len().max(1)));
         let lengths: Vec<usize> = lengths.collect();
@@ -359,7 +383,7 @@ impl CrossEncoder {
     }
 
     fn padded(&self, tokens: usize) -> usize {
-        if is_cpu(&self.device()) || self.goes_by_hand() {
+        if is_cpu(&self.device()) {
             return tokens;
         }
         // No more than there are positions for.
@@ -372,38 +396,42 @@ impl CrossEncoder {
     /// # Errors
     /// The first input that is too long, or holds an id that the model has no embedding for.
     pub fn check(&self, encodings: &[Encoded]) -> Result<()> {
-        let config = self.config();
-        let positions = config.max_tokens();
-        let segments = if config.reads_segments() {
-            config.type_vocab_size
-        } else {
-            usize::MAX
-        };
-        for (index, encoded) in encodings.iter().enumerate() {
-            let tokens = encoded.len();
-            if tokens > positions {
-                return Err(Error::TooLong {
+        check(self.config(), encodings)
+    }
+}
+
+/// As [`CrossEncoder::check`], of a model of that configuration.
+pub(crate) fn check(config: &ModelConfig, encodings: &[Encoded]) -> Result<()> {
+    let positions = config.max_tokens();
+    let segments = if config.reads_segments() {
+        config.type_vocab_size
+    } else {
+        usize::MAX
+    };
+    for (index, encoded) in encodings.iter().enumerate() {
+        let tokens = encoded.len();
+        if tokens > positions {
+            return Err(Error::TooLong {
+                index,
+                tokens,
+                positions,
+            });
+        }
+        for (what, ids, size) in [
+            ("token id", &encoded.input_ids, config.vocab_size),
+            ("segment id", &encoded.token_type_ids, segments),
+        ] {
+            if let Some(&id) = ids.iter().find(|&&id| id as usize >= size) {
+                return Err(Error::UnknownId {
                     index,
-                    tokens,
-                    positions,
+                    what,
+                    id,
+                    size,
                 });
             }
-            for (what, ids, size) in [
-                ("token id", &encoded.input_ids, config.vocab_size),
-                ("segment id", &encoded.token_type_ids, segments),
-            ] {
-                if let Some(&id) = ids.iter().find(|&&id| id as usize >= size) {
-                    return Err(Error::UnknownId {
-                        index,
-                        what,
-                        id,
-                        size,
-                    });
-                }
-            }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// In tokens. The gradient of what a block is taken from is a pass over all of it.
@@ -437,23 +465,33 @@ fn run(
     model.check(encodings)?;
     // Without autodiff: nothing to keep for a backward pass, and no dropout.
     let model = model.valid();
-    let device = model.device();
     let lengths: Vec<usize> = encodings.iter().map(Encoded::len).collect();
     let buckets = model.buckets(&lengths, tokens_per_batch);
+    in_buckets(&model.device(), encodings, buckets, |inputs| {
+        output(&model, inputs)
+    })
+}
+
+fn in_buckets(
+    device: &Device,
+    encodings: &[Encoded],
+    buckets: Vec<Vec<usize>>,
+    output: impl Fn(&[&Encoded]) -> Tensor<2> + Sync,
+) -> Result<Vec<Vec<f32>>> {
     let ask = |bucket: &Vec<usize>| {
         let inputs: Vec<&Encoded> = bucket.iter().map(|&place| &encodings[place]).collect();
-        output(&model, &inputs)
+        output(&inputs)
     };
     let answer = |output: Tensor<2>| {
         let [_, width] = output.dims();
         Ok::<_, Error>((width, output.try_into_vec_as::<f32>()?))
     };
-    let outputs: Vec<(usize, Vec<f32>)> = if is_cpu(&device) {
-        let threads = parallelism(&device);
+    let outputs: Vec<(usize, Vec<f32>)> = if is_cpu(device) {
+        let threads = parallelism(device);
         let outputs = parallel_map(&buckets, threads, |bucket| answer(ask(bucket)));
         outputs.into_iter().collect::<Result<_>>()?
     } else {
-        guard(&device, || {
+        guard(device, || {
             let (mut asked, mut answers) = (VecDeque::new(), Vec::new());
             let mut buckets = buckets.iter();
             loop {

@@ -54,6 +54,20 @@ impl CrossEncoder {
     }
 }
 
+/// Puts another vector in the place of a parameter's, which is handed over without autodiff.
+pub fn replace<const N: usize>(
+    parameter: Param<Tensor<N>>,
+    with: impl FnOnce(Tensor<1>) -> Tensor<1>,
+) -> Param<Tensor<N>> {
+    let id = parameter.id;
+    let autodiff = parameter.lazy_device();
+    let value = parameter.val().inner();
+    let shape = value.dims();
+    let value = with(value.flatten(0, N - 1));
+    let value = Tensor::from_inner(value.reshape(shape)).to_device(&autodiff);
+    parameter.transform_for_load(value, id)
+}
+
 /// A parameter that was not used yet, with values of its shape on its device.
 pub(crate) fn filled<const N: usize>(
     parameter: Param<Tensor<N>>,

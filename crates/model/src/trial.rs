@@ -17,6 +17,7 @@ use crate::guard::guard;
 use crate::pairs::{Encoded, score};
 use crate::parameters::{ParameterMapper, filled};
 use crate::precision::Precision;
+use crate::student::Student;
 
 /// How far a device is from the CPU.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,7 +40,7 @@ const MOST: f64 = 1e-4;
 /// # Errors
 /// A device that fails, or computes something else.
 pub fn try_out(device: &Device) -> Result<Trial> {
-    let trial = compare(device, &config(), &LENGTHS, CrossEncoder::batch)?;
+    let trial = compare(device, &config(), &LENGTHS, Student::batch)?;
     // Not a number is no better than far off.
     if trial.of_logits <= MOST && trial.of_gradients <= MOST {
         Ok(trial)
@@ -62,7 +63,7 @@ pub(crate) fn compare(
     device: &Device,
     config: &ModelConfig,
     lengths: &[u32],
-    batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
+    batch: impl Fn(&Student, &[&Encoded]) -> Batch,
 ) -> Result<Trial> {
     let started = Instant::now();
     let there = guard(device, || {
@@ -103,7 +104,7 @@ fn passes(
     device: &Device,
     config: &ModelConfig,
     lengths: &[u32],
-    batch: impl Fn(&CrossEncoder, &[&Encoded]) -> Batch,
+    batch: impl Fn(&Student, &[&Encoded]) -> Batch,
 ) -> Result<Passed> {
     let skeleton = CrossEncoder::skeleton(config, device);
     let model = skeleton.map_parameters(&mut Fill(Draw::new(1, config.initializer_range)));
@@ -112,13 +113,14 @@ fn passes(
         .map(|tokens| input(*tokens, config))
         .collect();
     let inputs: Vec<&Encoded> = owned.iter().collect();
-    let pass = model.pass(&batch(&model, &inputs));
+    let student = Student::new(model.clone())?;
+    let pass = student.pass(&batch(&student, &inputs));
     let logits = pass.logits.clone();
     let weights = [1.0_f32, -0.5, 0.25, 2.0].into_iter().cycle();
     let weights: Vec<f32> = weights.take(lengths.len()).collect();
     let weights = Tensor::<1>::from_floats(weights.as_slice(), device);
     let gradients = (logits.clone() * weights).sum().backward();
-    let gradients = model.gradients(vec![pass], &gradients).into_iter();
+    let gradients = student.gradients(vec![pass], &gradients).into_iter();
     let gradients = gradients.flat_map(Bundle::apart);
     let mut logits: Vec<f32> = logits.try_into_vec_as()?;
     // Scored they are computed in 32 bits and without a way back.
@@ -202,8 +204,7 @@ mod tests {
     #[test]
     fn logits_differ_and_all_parameters_have_gradients() {
         let device = Device::flex().autodiff();
-        let batch = |model: &CrossEncoder, inputs: &[&Encoded]| model.batch(inputs);
-        let passed = passes(&device, &config(), &LENGTHS, batch).unwrap();
+        let passed = passes(&device, &config(), &LENGTHS, Student::batch).unwrap();
         let (least, most) = (passed.logits.iter())
             .fold((f32::MAX, f32::MIN), |(least, most), one| {
                 (least.min(*one), most.max(*one))

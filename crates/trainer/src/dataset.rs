@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use retort_data::collection::Collection;
 use retort_data::label_set;
-use retort_model::{CrossEncoder, Encoded, PairTokenizer};
+use retort_model::{Encoded, PairTokenizer, Student};
 
 use crate::loss::Target;
 use crate::sentinels::data::{Contradictions, plain};
@@ -127,8 +127,8 @@ impl Dataset {
     ///
     /// # Errors
     /// When they are too long, or a token is none of the model's.
-    pub(crate) fn check(&self, model: &CrossEncoder) -> Result<()> {
-        Ok(model.check(&self.extremes)?)
+    pub(crate) fn check(&self, student: &Student) -> Result<()> {
+        Ok(student.check(&self.extremes)?)
     }
 
     /// Queries as they are.

@@ -115,9 +115,14 @@ impl Evaluation {
         relevant_gain: u8,
     ) -> Result<Measured> {
         let scores = retort_model::score(student, pairs, tokens_per_pass)?;
+        Ok(self.of_scores(scores, relevant_gain))
+    }
+
+    /// The same of one that gives these scores to what [`Evaluation::encode`] made.
+    pub(crate) fn of_scores(&self, scores: Vec<f32>, relevant_gain: u8) -> Measured {
         let mut scores = scores.into_iter();
         let next = |_: &EvaluationQuery, _: &str| scores.next().unwrap_or(f32::NAN);
-        Ok(self.measure(relevant_gain, next))
+        self.measure(relevant_gain, next)
     }
 
     /// What a system is worth that gives each candidate a score. It is asked query by query, in

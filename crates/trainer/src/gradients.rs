@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use burn::tensor::distributed::ReduceOperation;
 use burn::tensor::{Device, Gradients, Tensor};
-use retort_model::{Bundle, CrossEncoder, Pass};
+use retort_model::{Bundle, Clip, Pass, Student};
 
 use crate::Result;
-use crate::vectors::{add, from_host, sum_of_squares};
+use crate::vectors::{add, from_host, sum_of_squares, to_host};
 
 /// Gradients by Hugging Face name, flattened, without autodiff.
 pub struct NamedGradients {
@@ -17,14 +17,14 @@ pub struct NamedGradients {
 }
 
 impl NamedGradients {
-    /// Of a model's parameters, from those of a loss of what its passes gave.
-    pub fn of(model: &CrossEncoder, passes: Vec<Pass>, gradients: &Gradients) -> Self {
-        Self::of_bundles(model.gradients(passes, gradients))
+    /// Of a student's parameters, from those of a loss of what its passes gave.
+    pub fn of(student: &Student, passes: Vec<Pass>, gradients: &Gradients) -> Self {
+        Self::of_bundles(student.gradients(passes, gradients))
     }
 
     /// The same of a loss that has these slopes at the logits, pass by pass.
-    pub(crate) fn at(model: &CrossEncoder, passes: Vec<Pass>, slopes: &[f32]) -> Self {
-        Self::of_bundles(model.gradients_at(passes, slopes))
+    pub(crate) fn at(student: &Student, passes: Vec<Pass>, slopes: &[f32]) -> Self {
+        Self::of_bundles(student.gradients_at(passes, slopes))
     }
 
     /// What [`HostBert::backward`](retort_model::HostBert::backward) gave, on the device without
@@ -147,6 +147,23 @@ impl NamedGradients {
         sums
     }
 
+    /// By what they are clipped to a norm of `most`, over all parameters together, where a GPU does that by
+    /// itself: who asks for its norm waits for all that was asked before.
+    pub(crate) fn clip_there(&self, most: f64) -> Option<Clip> {
+        Clip::there(&self.bundles, most, self.scale)
+    }
+
+    /// The same wherever they are.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn clip(&self, most: f64) -> Result<Clip> {
+        let norm = self.norm()?;
+        // As torch.nn.utils.clip_grad_norm_ does it.
+        let factor = (most / (norm + 1e-6)).min(1.0) / self.scale;
+        Ok(Clip::Known { factor, norm })
+    }
+
     /// The norm of the loss's own gradients, over all parameters together.
     ///
     /// # Errors
@@ -156,4 +173,20 @@ impl NamedGradients {
         let all = self.bundles.iter().map(|bundle| &bundle.values);
         Ok(sum_of_squares(all)?.sqrt() / self.scale)
     }
+}
+
+/// The norm, which a GPU may have yet to find.
+///
+/// # Errors
+/// A device that fails.
+pub(crate) fn norm_of(clip: Clip) -> Result<f64> {
+    match clip {
+        Clip::Known { norm, .. } => Ok(norm),
+        Clip::There(both) => Ok(norm_in(&to_host(both)?)),
+    }
+}
+
+/// The norm in what a GPU has of it, as it was read.
+pub(crate) fn norm_in(clip: &[f32]) -> f64 {
+    clip.get(1).copied().map_or(f64::NAN, f64::from)
 }

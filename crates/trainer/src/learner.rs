@@ -4,17 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Param;
-use burn::tensor::{Device, Tensor};
-use retort_model::{CrossEncoder, Head, ParameterMapper, ParameterVisitor};
+use burn::tensor::Device;
+use retort_model::{Clip, CrossEncoder, Head, Student};
 
+use crate::Result;
 use crate::checkpoint::{read_json, to_json};
 use crate::gradients::NamedGradients;
 use crate::loss_scale::LossScale;
 use crate::optimizer::AdamW;
 use crate::settings::TrainSettings;
-use crate::vectors::{blend, replace};
-use crate::{Error, Result};
+use crate::vectors::blend;
 
 /// A student that learns.
 pub(crate) struct Learner {
@@ -23,17 +22,19 @@ pub(crate) struct Learner {
     average: Option<Average>,
     /// Where half precision takes one.
     scale: Option<LossScale>,
+    /// The norm that gradients are clipped to.
+    most: f64,
 }
 
 /// The student on one of the devices, and its moments.
 struct Replica {
-    student: CrossEncoder,
+    student: Student,
     optimizer: AdamW,
 }
 
 /// The moving average of a student's weights.
 struct Average {
-    model: CrossEncoder,
+    student: Student,
     /// How much it keeps of itself at an update.
     share: f64,
 }
@@ -55,12 +56,10 @@ impl Learner {
         settings: &TrainSettings,
         others: &[Device],
     ) -> Result<Self> {
-        let student = as_set(student, settings)?;
+        let student = Student::new(as_set(student, settings)?)?;
         let average = Average::of(&student, settings);
-        let students = others
-            .iter()
-            .map(|device| student.on(&device.clone().autodiff()));
-        let students: Vec<CrossEncoder> = students.collect();
+        let students = others.iter().map(|device| student.on(device));
+        let students: Vec<Student> = students.collect();
         let replica = |student| Replica {
             student,
             optimizer: AdamW::new(&settings.optimizer),
@@ -69,16 +68,17 @@ impl Learner {
             replicas: [student].into_iter().chain(students).map(replica).collect(),
             average,
             scale: LossScale::of(settings.model.precision),
+            most: settings.optimizer.max_grad_norm,
         })
     }
 
     /// What gradients are taken of.
-    pub(crate) fn student(&self) -> &CrossEncoder {
+    pub(crate) fn student(&self) -> &Student {
         &self.replicas[0].student
     }
 
     /// The same, on each device.
-    pub(crate) fn students(&self) -> Vec<&CrossEncoder> {
+    pub(crate) fn students(&self) -> Vec<&Student> {
         self.replicas
             .iter()
             .map(|replica| &replica.student)
@@ -86,8 +86,9 @@ impl Learner {
     }
 
     /// What is evaluated, kept and exported: the average, where there is one.
-    pub(crate) fn model(&self) -> &CrossEncoder {
-        self.average.as_ref().map_or(self.student(), |a| &a.model)
+    pub(crate) fn model(&self) -> &Student {
+        let average = self.average.as_ref();
+        average.map_or(self.student(), |it| &it.student)
     }
 
     /// Whether that is an average, which is saved with the student beside it.
@@ -100,8 +101,8 @@ impl Learner {
         self.scale
     }
 
-    /// One update by the sum of what the replicas, by their numbers, found, and the norm of that; where
-    /// it is not finite, nothing was updated but the scale of the loss.
+    /// One update by the sum of what the replicas, by their numbers, found, and how that was clipped; where its
+    /// norm is not finite, nothing was updated but the scale of the loss.
     ///
     /// # Errors
     /// A device that fails.
@@ -109,21 +110,39 @@ impl Learner {
         self,
         gradients: BTreeMap<usize, NamedGradients>,
         learning_rate: f64,
-    ) -> Result<(Self, f64)> {
+    ) -> Result<(Self, Clip)> {
         let devices = self.students().into_iter();
-        let devices: Vec<Device> = devices.map(|s| s.device().without_autodiff()).collect();
+        let devices: Vec<Device> = devices.map(Student::device).collect();
         let sums = NamedGradients::all_reduced(gradients, &devices);
         // That of one of them, so that all make the same update.
-        let norm = sums.first().map_or(Ok(f64::NAN), NamedGradients::norm)?;
-        let scale = self.scale.map(|scale| scale.after(norm.is_finite()));
-        if !norm.is_finite() {
-            return Ok((Self { scale, ..self }, norm));
+        let Some(first) = sums.first() else {
+            return Ok((
+                self,
+                Clip::Known {
+                    factor: f64::NAN,
+                    norm: f64::NAN,
+                },
+            ));
+        };
+        // A scale hangs on the norm, and so do other devices.
+        let waits = self.scale.is_some() || sums.len() > 1;
+        let there = (!waits).then(|| first.clip_there(self.most)).flatten();
+        let clip = match there {
+            Some(clip) => clip,
+            None => first.clip(self.most)?,
+        };
+        let mut scale = self.scale;
+        if let Clip::Known { norm, .. } = clip {
+            scale = scale.map(|scale| scale.after(norm.is_finite()));
+            if !norm.is_finite() {
+                return Ok((Self { scale, ..self }, clip));
+            }
         }
         // All from this thread: operations from another are on a stream of their own, and Burn
         // 0.23.0-pre.1 mixes up what the two have in memory.
         let replicas = self.replicas.into_iter().zip(sums);
         let replicas: Vec<Replica> = replicas
-            .map(|(replica, gradients)| replica.updated(gradients, norm, learning_rate))
+            .map(|(replica, gradients)| replica.updated(gradients, &clip, learning_rate))
             .collect();
         let Replica { student, optimizer } = &replicas[0];
         let average = self
@@ -133,8 +152,9 @@ impl Learner {
             replicas,
             average,
             scale,
+            most: self.most,
         };
-        Ok((updated, norm))
+        Ok((updated, clip))
     }
 
     /// With another scale, which the next steps go on from.
@@ -148,9 +168,9 @@ impl Learner {
 
     /// Writes weights, moments and the scale of the loss into a folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
-        self.model().save(&folder.join(MODEL))?;
+        self.model().model()?.save(&folder.join(MODEL))?;
         if self.average.is_some() {
-            self.student().save(&folder.join(UNAVERAGED))?;
+            self.student().model()?.save(&folder.join(UNAVERAGED))?;
         }
         if let Some(scale) = &self.scale {
             retort_files::write_atomic(&folder.join(SCALE), &to_json(scale))?;
@@ -170,23 +190,25 @@ impl Learner {
         let dropout = Some(settings.model.dropout);
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
         let model = as_set(model, settings)?;
-        let average = Average::of(&model, settings);
-        let student = if was_averaged {
+        let average = Average::of(&Student::new(model.clone())?, settings);
+        let model = if was_averaged {
             model.load_weights(&folder.join(UNAVERAGED))?
         } else {
             model
         };
         let file = folder.join(OPTIMIZER);
-        let replica = |student: CrossEncoder, device: &Device| {
-            let optimizer = AdamW::load(&settings.optimizer, &file, &student, device)?;
-            Ok::<_, Error>(Replica { student, optimizer })
-        };
-        let others = others
-            .iter()
-            .map(|device| replica(student.on(&device.clone().autodiff()), device));
-        let others: Vec<Replica> = others.collect::<Result<_>>()?;
-        let mut replicas = vec![replica(student, &device.clone().without_autodiff())?];
-        replicas.extend(others);
+        let device = device.clone().without_autodiff();
+        let optimizers = [&device].into_iter().chain(others);
+        let optimizers =
+            optimizers.map(|device| AdamW::load(&settings.optimizer, &file, &model, device));
+        let optimizers: Vec<AdamW> = optimizers.collect::<Result<_>>()?;
+        let student = Student::new(model)?;
+        let students = others.iter().map(|device| student.on(device));
+        let students: Vec<Student> = students.collect();
+        let students = [student].into_iter().chain(students);
+        let replicas = students.zip(optimizers);
+        let replicas = replicas.map(|(student, optimizer)| Replica { student, optimizer });
+        let replicas = replicas.collect();
         let scale = folder.join(SCALE);
         // A run may go on in another precision than it began with.
         let scale = match LossScale::of(settings.model.precision) {
@@ -197,15 +219,16 @@ impl Learner {
             replicas,
             average,
             scale,
+            most: settings.optimizer.max_grad_norm,
         })
     }
 }
 
 impl Replica {
-    fn updated(mut self, gradients: NamedGradients, norm: f64, learning_rate: f64) -> Self {
+    fn updated(mut self, gradients: NamedGradients, clip: &Clip, learning_rate: f64) -> Self {
         let student = self
             .optimizer
-            .update(self.student, gradients, norm, learning_rate);
+            .update(self.student, gradients, clip, learning_rate);
         Self { student, ..self }
     }
 }
@@ -217,54 +240,33 @@ fn as_set(model: CrossEncoder, settings: &TrainSettings) -> Result<CrossEncoder>
 }
 
 impl Average {
-    /// One that begins with a model as it is, if the settings want any.
-    fn of(model: &CrossEncoder, settings: &TrainSettings) -> Option<Self> {
+    /// One that begins with a student as it is, if the settings want any.
+    fn of(student: &Student, settings: &TrainSettings) -> Option<Self> {
         let share = settings.optimizer.ema;
         (share > 0.0).then(|| Self {
-            model: model.clone(),
+            student: student.clone(),
             share,
         })
     }
 
     /// Moved towards a student after so many updates.
-    fn towards(self, student: &CrossEncoder, updates: i32) -> Self {
+    fn towards(self, student: &Student, updates: i32) -> Self {
         let updates = f64::from(updates);
-        let mut blend = Blend {
-            weights: BTreeMap::new(),
-            share: self.share.min((1.0 + updates) / (10.0 + updates)),
-        };
-        student.visit_parameters(&mut blend);
+        let share = self.share.min((1.0 + updates) / (10.0 + updates));
+        let mix = |mean, weights| blend(mean, weights, share);
         Self {
-            model: self.model.map_parameters(&mut blend),
+            student: self.student.mixed(student, mix),
             share: self.share,
-        }
-    }
-}
-
-struct Blend {
-    /// The student's.
-    weights: BTreeMap<String, Tensor<1>>,
-    share: f64,
-}
-
-impl ParameterVisitor for Blend {
-    fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
-        let weights = parameter.val().inner().flatten(0, N - 1);
-        self.weights.insert(name.to_owned(), weights);
-    }
-}
-
-impl ParameterMapper for Blend {
-    fn map<const N: usize>(&mut self, name: &str, parameter: Param<Tensor<N>>) -> Param<Tensor<N>> {
-        match self.weights.remove(name) {
-            None => parameter,
-            Some(weights) => replace(parameter, |mean| blend(mean, weights, self.share)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::module::Param;
+    use burn::tensor::Tensor;
+    use retort_model::ParameterVisitor;
+
     use super::*;
 
     fn golden() -> std::path::PathBuf {
@@ -294,16 +296,19 @@ mod tests {
             .0
     }
 
-    fn weights(model: &CrossEncoder) -> BTreeMap<String, Vec<f32>> {
-        let mut blend = Blend {
-            weights: BTreeMap::new(),
-            share: 0.0,
-        };
-        model.visit_parameters(&mut blend);
-        let values = |tensor: Tensor<1>| crate::vectors::to_host(tensor).unwrap();
-        (blend.weights.into_iter())
-            .map(|(name, tensor)| (name, values(tensor)))
-            .collect()
+    fn weights(student: &Student) -> BTreeMap<String, Vec<f32>> {
+        let mut all = All(BTreeMap::new());
+        student.model().unwrap().visit_parameters(&mut all);
+        all.0
+    }
+
+    struct All(BTreeMap<String, Vec<f32>>);
+
+    impl ParameterVisitor for All {
+        fn visit<const N: usize>(&mut self, name: &str, parameter: &Param<Tensor<N>>) {
+            let values = parameter.val().try_into_vec_as().unwrap();
+            self.0.insert(name.to_owned(), values);
+        }
     }
 
     #[test]
@@ -384,13 +389,16 @@ mod tests {
             };
             let gradients =
                 NamedGradients::of_host(gradients.map(scaled).collect(), &Device::flex());
-            let (learner, norm) = learner
+            let (learner, clip) = learner
                 .update(
                     BTreeMap::from([(0, gradients.scaled_by(factor.into()))]),
                     1e-2,
                 )
                 .unwrap();
-            (weights(learner.student()), norm)
+            (
+                weights(learner.student()),
+                crate::gradients::norm_of(clip).unwrap(),
+            )
         };
         assert!(update(1.0) == update(65_536.0));
     }

@@ -5,20 +5,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use rayon::prelude::*;
 use retort_model::{
-    Adam, Bundle, CrossEncoder, Group, ModelConfig, Move, ParameterMapper, ParameterVisitor,
+    Adam, Bundle, Clip, CrossEncoder, Group, ModelConfig, Move, ParameterMapper, ParameterVisitor,
+    Student, replace,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::gradients::NamedGradients;
+use crate::gradients::{NamedGradients, norm_of};
 use crate::settings::OptimizerSettings;
-use crate::vectors::{CHUNK, from_host, host, replace, to_host};
+use crate::vectors::{CHUNK, from_host, host, to_host};
 use crate::{Error, Result};
 
 /// The optimiser and its moments, which live beside the parameters under the same names.
@@ -51,32 +53,43 @@ impl AdamW {
     /// A device that fails.
     pub fn step(
         &mut self,
-        model: CrossEncoder,
+        student: Student,
         gradients: NamedGradients,
         learning_rate: f64,
-    ) -> Result<(CrossEncoder, f64)> {
-        let norm = gradients.norm()?;
+    ) -> Result<(Student, f64)> {
+        let most = self.settings.max_grad_norm;
+        let clip = match gradients.clip_there(most) {
+            Some(clip) => clip,
+            None => gradients.clip(most)?,
+        };
+        let student = self.update(student, gradients, &clip, learning_rate);
+        let norm = norm_of(clip)?;
         if !norm.is_finite() {
-            return Ok((model, norm));
+            self.steps -= 1;
         }
-        Ok((self.update(model, gradients, norm, learning_rate), norm))
+        Ok((student, norm))
     }
 
-    /// The update by gradients of that norm.
+    /// The update by gradients that are clipped so: none where their norm is not finite, whose step is
+    /// counted all the same.
     pub(crate) fn update(
         &mut self,
-        model: CrossEncoder,
+        student: Student,
         gradients: NamedGradients,
-        norm: f64,
+        clip: &Clip,
         learning_rate: f64,
-    ) -> CrossEncoder {
+    ) -> Student {
         self.steps += 1;
+        let gradient_scale = match clip {
+            Clip::Known { norm, .. } if !norm.is_finite() => return student,
+            Clip::Known { factor, .. } => *factor,
+            // All are in groups, whose kernels look it up.
+            Clip::There(_) => f64::NAN,
+        };
         let [beta1, beta2] = self.settings.betas;
         let constants = Constants {
             learning_rate,
-            // As torch.nn.utils.clip_grad_norm_ does it.
-            gradient_scale: (self.settings.max_grad_norm / (norm + 1e-6)).min(1.0)
-                / gradients.scale,
+            gradient_scale,
             beta1,
             beta2,
             mean_correction: 1.0 - beta1.powi(self.steps),
@@ -86,7 +99,7 @@ impl AdamW {
         };
         let mut update = Update {
             settings: &self.settings,
-            config: model.config().clone(),
+            config: student.config().clone(),
             constants,
             changes: BTreeMap::new(),
             moves: Vec::new(),
@@ -100,15 +113,15 @@ impl AdamW {
         }
         let (moves, parameters): (Vec<Move>, Vec<Parameters>) =
             mem::take(&mut update.moves).into_iter().unzip();
-        let (model, after) = model.moved(moves);
+        let (student, after) = student.moved(moves, clip);
         for (its, after) in parameters.into_iter().zip(after) {
             update.keep(its.with(after));
         }
-        let model = model.map_parameters(&mut update);
+        let student = student.map_parameters(&mut update);
         // In the order of the gradients, as the next step's are.
         let its = |name: &String| update.moments.remove(name);
         self.moments = firsts.iter().filter_map(its).collect();
-        model
+        student
     }
 
     /// Updates made.
@@ -125,7 +138,7 @@ impl AdamW {
         for moments in &self.moments {
             for (kind, values) in [("mean", &moments.mean.values), ("square", &moments.square)] {
                 let values = to_host(values.clone())?;
-                for (name, range) in &moments.mean.parameters {
+                for (name, range) in &*moments.mean.parameters {
                     let its = values[range.clone()].iter().copied();
                     let bytes: Vec<u8> = its.flat_map(f32::to_le_bytes).collect();
                     stored.push((format!("{name}.{kind}"), bytes));
@@ -229,11 +242,21 @@ impl Moments {
             squares.extend(mean.with(square).apart());
             means.extend(mean.apart());
         }
-        let filled = |gradient: &Bundle| Self {
-            mean: gradient.filled(&mut means),
-            square: gradient.filled(&mut squares).values,
+        let filled = |gradient: &Bundle, by_name: &mut BTreeMap<String, Tensor<1>>| {
+            let Bundle {
+                parameters,
+                values,
+                group,
+            } = gradient;
+            let [length] = values.dims();
+            let device = values.device();
+            Bundle::filled(Arc::clone(parameters), length, *group, by_name, &device)
         };
-        gradients.iter().map(filled).collect()
+        let both = |gradient: &Bundle| Self {
+            mean: filled(gradient, &mut means),
+            square: filled(gradient, &mut squares).values,
+        };
+        gradients.iter().map(both).collect()
     }
 
     fn by_name(
@@ -251,7 +274,7 @@ impl Moments {
 
 /// Of a group, whose moments are with the device meanwhile.
 struct Parameters {
-    places: Vec<(String, Range<usize>)>,
+    places: Arc<[(String, Range<usize>)]>,
     group: Option<Group>,
 }
 
@@ -319,7 +342,6 @@ impl Constants {
     /// The same for a group whose parameters have that share.
     fn adam(self, share: f64) -> Adam {
         Adam {
-            gradient_scale: self.gradient_scale,
             beta1: self.beta1,
             beta2: self.beta2,
             rate: self.learning_rate * share / self.mean_correction,
@@ -334,7 +356,7 @@ impl Update<'_> {
     /// Computes what can be computed of several parameters at once, and keeps the rest.
     fn prepare(&mut self, gradient: Bundle, moments: Moments) {
         if gradient.values.device() == Device::flex() {
-            let name = gradient.parameters.into_iter().map(|(name, _)| name).next();
+            let name = gradient.parameters.first().map(|(name, _)| name.clone());
             let change = Change::ByGradient(gradient.values, moments);
             self.changes.extend(name.map(|name| (name, change)));
             return;

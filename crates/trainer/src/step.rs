@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
-use retort_model::{CrossEncoder, Encoded, HostBert, Pass};
+use retort_model::{Clip, Encoded, HostBert, Pass, Student};
 
 use crate::batches::Step;
 use crate::dataset::Example;
 use crate::event::StepReport;
-use crate::gradients::NamedGradients;
+use crate::gradients::{NamedGradients, norm_in};
 use crate::learner::Learner;
 use crate::loss::{self, Judged};
 use crate::loss_scale::LossScale;
@@ -30,15 +30,21 @@ pub(crate) struct StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// One update: forward, the loss, backward; then AdamW.
+    /// One update: forward, the loss, backward; then AdamW. A GPU is asked what became of the step `before`
+    /// together with this one's scores.
     pub(crate) fn make(
         &self,
         learner: Learner,
         step: &Step,
         learning_rate: f64,
         device: &Device,
-    ) -> Result<(Learner, StepReport)> {
+        before: Option<Made>,
+    ) -> Result<(Learner, Made, Option<StepReport>)> {
         let whole = Documents::of(step);
+        let mut before = Before {
+            made: before,
+            report: None,
+        };
         let Part {
             loss,
             constant_loss,
@@ -47,17 +53,15 @@ impl StepContext<'_> {
             computed_tokens,
             gradients,
         } = self
-            .gradients(&learner, step, &whole, device)?
+            .gradients(&learner, step, &whole, device, &mut before)?
             .ok_or_else(|| self.not_finite("loss", f64::NAN, step))?;
+        // Where nothing was asked of a GPU.
+        before.end(None)?;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
         let scale = learner.loss_scale();
-        let (learner, norm) = learner.update(gradients, learning_rate)?;
-        let skipped = !norm.is_finite();
-        if skipped && !learner.loss_scale().is_some_and(LossScale::helps) {
-            return Err(self.not_finite("gradient norm", norm, step));
-        }
+        let (learner, clip) = learner.update(gradients, learning_rate)?;
         let tokens: usize = whole.lengths().iter().sum();
         let report = StepReport {
             step: self.number,
@@ -68,14 +72,20 @@ impl StepContext<'_> {
             spread: whole.judged.spread(&scores),
             teacher_spread: whole.judged.spread(&whole.judged.logits()),
             learning_rate,
-            gradient_norm: norm,
+            gradient_norm: f64::NAN,
             loss_scale: scale.map(LossScale::factor),
-            skipped,
+            skipped: false,
             pairs: whole.pairs.len(),
             seconds: self.since.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
-        Ok((learner, report))
+        let made = Made {
+            report,
+            clip,
+            may_skip: learner.loss_scale().is_some_and(LossScale::helps),
+            queries: queries(step),
+        };
+        Ok((learner, made, before.report))
     }
 
     /// The loss and its gradients; `None` of a step without documents.
@@ -85,10 +95,11 @@ impl StepContext<'_> {
         step: &Step,
         whole: &Documents,
         device: &Device,
+        before: &mut Before,
     ) -> Result<Option<Part>> {
-        match HostBert::of(learner.student()) {
+        match learner.student().host() {
             Some(host) => self.on_host(&host, step, whole, device),
-            None => self.on_device(learner, step, whole, device),
+            None => self.on_device(learner, step, whole, device, before),
         }
     }
 
@@ -135,6 +146,7 @@ impl StepContext<'_> {
         step: &Step,
         whole: &Documents,
         device: &Device,
+        before: &mut Before,
     ) -> Result<Option<Part>> {
         let students = learner.students();
         // Dropout draws from one generator: in which order, two threads would leave to chance.
@@ -158,16 +170,27 @@ impl StepContext<'_> {
             };
             if *device == Device::flex().autodiff() {
                 return retort_model::parallel_map(&shards, threads, |shard| {
-                    back(ask(shard)?.answered()?, shard)
+                    let (asked, scores, _) = ask(shard)?.answered(None)?;
+                    back((asked, scores), shard)
                 });
             }
             // All GPUs are given their work before one is asked what came of it, from one thread.
             let asked: Vec<_> = shards.iter().map(ask).collect();
-            let answered = asked.into_iter().map(|asked| asked?.answered());
+            let (mut clip, mut of_clip) = (before.clip(), None);
+            let answered = asked.into_iter().map(|asked| {
+                let (asked, scores, others) = asked?.answered(clip.take())?;
+                of_clip = of_clip.take().or(others);
+                Ok((asked, scores))
+            });
             let answered: Vec<Result<_>> = answered.collect();
             // Not of one GPU while another owes its own.
             if answered.iter().all(Result::is_ok) {
                 retort_model::answered();
+            }
+            if let Some(of_clip) = of_clip
+                && let Err(error) = before.end(Some(&of_clip))
+            {
+                return vec![Err(error)];
             }
             let both = answered.into_iter().zip(&shards);
             let parts = both.map(|(answered, shard)| back(answered?, shard));
@@ -176,7 +199,7 @@ impl StepContext<'_> {
     }
 
     /// Forward in passes over pairs of like length.
-    fn ask(&self, students: &[&CrossEncoder], replica: usize, shard: &Documents) -> Result<Asked> {
+    fn ask(&self, students: &[&Student], replica: usize, shard: &Documents) -> Result<Asked> {
         let student = students[replica].fork();
         let passes = student.buckets(&shard.lengths(), self.settings.schedule.tokens_per_pass);
         let mut computed_tokens = 0;
@@ -250,16 +273,90 @@ impl StepContext<'_> {
     }
 
     fn not_finite(&self, what: &'static str, value: f64, step: &Step) -> Error {
-        let mut queries = String::new();
-        for group in &step.groups {
-            let _ = write!(queries, "{} ", group.query_id);
-        }
         Error::NotFinite {
             step: self.number,
             what,
             value,
-            queries: queries.trim_end().to_owned(),
+            queries: queries(step),
         }
+    }
+}
+
+fn queries(step: &Step) -> String {
+    let mut queries = String::new();
+    for group in &step.groups {
+        let _ = write!(queries, "{} ", group.query_id);
+    }
+    queries.trim_end().to_owned()
+}
+
+/// A step that was made, but for what a GPU has yet to say of it.
+pub(crate) struct Made {
+    report: StepReport,
+    clip: Clip,
+    /// A gradient that overflows, since the loss is scaled.
+    may_skip: bool,
+    queries: String,
+}
+
+impl Made {
+    /// Whether who asks what became of it waits for a GPU.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        matches!(self.clip, Clip::There(_))
+    }
+
+    /// Waits for what became of it.
+    ///
+    /// # Errors
+    /// A gradient that is not finite, by which nothing was updated, or a device that fails.
+    pub(crate) fn ended(self) -> Result<StepReport> {
+        let norm = match &self.clip {
+            Clip::Known { norm, .. } => *norm,
+            Clip::There(both) => norm_in(&numbers(both.clone())?),
+        };
+        self.of_norm(norm)
+    }
+
+    fn of_norm(mut self, norm: f64) -> Result<StepReport> {
+        self.report.gradient_norm = norm;
+        self.report.skipped = !norm.is_finite();
+        if self.report.skipped && !self.may_skip {
+            return Err(Error::NotFinite {
+                step: self.report.step,
+                what: "gradient norm",
+                value: norm,
+                queries: self.queries,
+            });
+        }
+        Ok(self.report)
+    }
+}
+
+/// The step before, which a GPU may have yet to speak of.
+struct Before {
+    made: Option<Made>,
+    /// What became of it.
+    report: Option<StepReport>,
+}
+
+impl Before {
+    /// What is to be read of it.
+    fn clip(&self) -> Option<Tensor<1>> {
+        match &self.made.as_ref()?.clip {
+            Clip::There(both) => Some(both.clone()),
+            Clip::Known { .. } => None,
+        }
+    }
+
+    /// By what was read of it, or waiting for that.
+    fn end(&mut self, clip: Option<&[f32]>) -> Result<()> {
+        if let Some(made) = self.made.take() {
+            self.report = Some(match clip {
+                Some(clip) => made.of_norm(norm_in(clip))?,
+                None => made.ended()?,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -308,20 +405,17 @@ struct Asked {
     teacher_loss: f64,
     computed_tokens: usize,
     /// Whose parameters gradients are of.
-    student: CrossEncoder,
+    student: Student,
     replica: usize,
 }
 
 impl Asked {
-    /// Waits for the scores, pass by pass.
-    fn answered(self) -> Result<(Self, Vec<f32>)> {
-        let mut scores = self.made.iter().map(|pass| pass.logits.clone().inner());
-        let scores = match (scores.next(), self.made.len()) {
-            (Some(only), 1) => only,
-            (first, _) => Tensor::cat(first.into_iter().chain(scores).collect(), 0),
-        };
-        let scores = numbers(scores)?;
-        Ok((self, scores))
+    /// Waits for the scores, pass by pass, and for what else is asked for.
+    fn answered(self, other: Option<Tensor<1>>) -> Result<(Self, Vec<f32>, Option<Vec<f32>>)> {
+        let scores = self.made.iter().map(|pass| pass.logits.clone().inner());
+        let mut read = retort_model::read(scores.chain(other))?;
+        let other = read.split_off(self.made.len()).pop();
+        Ok((self, read.concat(), other))
     }
 }
 
@@ -387,13 +481,14 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use burn::module::Param;
-    use retort_model::{Head, PairTokenizer, ParameterMapper, ParameterVisitor};
+    use retort_model::{
+        CrossEncoder, Head, PairTokenizer, ParameterMapper, ParameterVisitor, replace,
+    };
 
     use super::*;
     use crate::batches::Epoch;
     use crate::dataset::{Dataset, Part as SetPart};
     use crate::loss::Target;
-    use crate::vectors::replace;
 
     /// Queries of one to five documents, of which some tie and some are doubtful.
     fn dataset(folder: &Path, queries: usize) -> Dataset {
@@ -454,7 +549,12 @@ mod tests {
         };
         let whole = Documents::of(&step);
         let learner = Learner::new(student.clone(), &settings, &[]).unwrap();
-        let part = context.gradients(&learner, &step, &whole, &student.device());
+        let mut before = Before {
+            made: None,
+            report: None,
+        };
+        let device = student.device();
+        let part = context.gradients(&learner, &step, &whole, &device, &mut before);
         part.unwrap().unwrap()
     }
 
@@ -497,7 +597,11 @@ mod tests {
         };
         assert!(last.loss < 0.5 * first.loss, "{} {}", first.loss, last.loss);
         let mut finite = AllFinite(true);
-        learner.student().visit_parameters(&mut finite);
+        learner
+            .student()
+            .model()
+            .unwrap()
+            .visit_parameters(&mut finite);
         assert!(finite.0);
     }
 
@@ -513,6 +617,31 @@ mod tests {
         }
         // At a scale of 1.
         let error = steps.make(learner).err().unwrap();
+        steps.assert_stopped("gradient norm", &error);
+    }
+
+    /// What a GPU finds of a step is heard of with the next one, and is that step's.
+    #[test]
+    fn what_became_of_a_step_is_told_with_the_next() {
+        let mut steps = Steps::of("f32", 1.0);
+        let there = |norm: f32| Clip::There(Tensor::from_floats([0.5, norm], &Device::flex()));
+        let learner = steps.learner();
+        let (learner, made, before) = steps.begin(learner, None).unwrap();
+        assert!(before.is_none() && !made.is_asked_for());
+        let asked_for = |made: Made, norm| Made {
+            clip: there(norm),
+            ..made
+        };
+        let made = asked_for(made, 3.0);
+        assert!(made.is_asked_for());
+        let (learner, made, before) = steps.begin(learner, Some(made)).unwrap();
+        let before = before.unwrap();
+        assert_eq!((before.step, before.gradient_norm), (12, 3.0));
+        assert!(!before.skipped);
+
+        let made = asked_for(made, f32::INFINITY);
+        let error = steps.begin(learner, Some(made)).err().unwrap();
+        steps.number -= 1;
         steps.assert_stopped("gradient norm", &error);
     }
 
@@ -547,6 +676,15 @@ mod tests {
         }
 
         fn make(&mut self, learner: Learner) -> Result<(Learner, StepReport)> {
+            let (learner, made, _) = self.begin(learner, None)?;
+            Ok((learner, made.ended()?))
+        }
+
+        fn begin(
+            &mut self,
+            learner: Learner,
+            before: Option<Made>,
+        ) -> Result<(Learner, Made, Option<StepReport>)> {
             self.number += 1;
             let context = StepContext {
                 settings: &self.settings,
@@ -554,7 +692,8 @@ mod tests {
                 steps: 200,
                 since: Instant::now(),
             };
-            context.make(learner, &self.step, 1e-3, &Device::flex().autodiff())
+            let device = Device::flex().autodiff();
+            context.make(learner, &self.step, 1e-3, &device, before)
         }
 
         fn assert_stopped(&self, by: &str, error: &Error) {
@@ -636,13 +775,13 @@ mod tests {
                     steps: 4,
                     since: Instant::now(),
                 };
-                let report;
-                (learner, report) = context.make(learner, &step, 1e-3, &device).unwrap();
-                losses.push(report.loss);
+                let made;
+                (learner, made, _) = context.make(learner, &step, 1e-3, &device, None).unwrap();
+                losses.push(made.ended().unwrap().loss);
             }
             let weights = learner.students().into_iter().map(|student| {
                 let mut weights = Weights(Vec::new());
-                student.visit_parameters(&mut weights);
+                student.model().unwrap().visit_parameters(&mut weights);
                 weights.0
             });
             (losses, weights.collect::<Vec<_>>())

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::batches::{Step, Steps};
 use crate::checkpoint::{self, State};
-use crate::event::{Event, Outcome};
+use crate::event::{Event, Outcome, StepReport};
 use crate::inputs::Inputs;
 use crate::learner::Learner;
 use crate::material::{Material, tokenizer};
@@ -21,7 +21,7 @@ use crate::schedule::learning_rate_factor;
 use crate::sentinels::{Sentinels, resident_bytes};
 use crate::settings::{HeadChoice, TrainSettings};
 use crate::start::{Start, start};
-use crate::step::StepContext;
+use crate::step::{Made, StepContext};
 use crate::warning::Warning;
 use crate::{Error, Result};
 
@@ -174,6 +174,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         sentinels: Sentinels::default(),
         report,
         since: Instant::now(),
+        made: None,
     }
     .complete(start)?;
     Ok(Fitted {
@@ -194,6 +195,8 @@ struct Course<'a, R> {
     report: R,
     /// When the last step was made, or the evaluation after it.
     since: Instant,
+    /// The last step, until a GPU has said what became of it.
+    made: Option<Made>,
 }
 
 impl<R: FnMut(Event)> Course<'_, R> {
@@ -215,8 +218,13 @@ impl<R: FnMut(Event)> Course<'_, R> {
         let steps = data.count();
         let mut step = state.map_or(0, |state| state.step);
         let mut next = None::<Result<Step>>;
+        let first = step + 1;
         loop {
             let is_due = step.is_multiple_of(evaluation.every_steps) || step == steps;
+            // And of the first, for it is said how long it took.
+            if is_due || step == first {
+                self.end_of_step()?;
+            }
             let now = match state {
                 Some(state) if (state.step == step && state.is_measured()) || !is_due => state,
                 before => self.evaluate(&learner, before, step)?,
@@ -265,7 +273,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
         } = self.run;
         let Material { dev, dev_pairs, .. } = self.material;
         let passes = settings.schedule.tokens_per_pass;
-        let ndcg = dev.of_student(learner.model(), dev_pairs, passes, 1)?;
+        let ndcg = dev.of_scores(learner.model().score(dev_pairs, passes)?, 1);
         let ndcg = ndcg.mean_ndcg();
         let now = State::evaluated(before, step, ndcg);
         self.metrics
@@ -297,8 +305,30 @@ impl<R: FnMut(Event)> Course<'_, R> {
         };
         let factor = learning_rate_factor(step, steps, &settings.schedule);
         let learning_rate = settings.optimizer.learning_rate * factor;
-        let (learner, made) = context.make(learner, groups, learning_rate, self.device)?;
+        let before = self.made.take();
+        let (learner, made, before) =
+            context.make(learner, groups, learning_rate, self.device, before)?;
         self.since = Instant::now();
+        if let Some(before) = before {
+            self.tell(before)?;
+        }
+        let is_asked_for = made.is_asked_for();
+        self.made = Some(made);
+        if !is_asked_for {
+            self.end_of_step()?;
+        }
+        Ok(learner)
+    }
+
+    /// Tells of the last step, if that is still to come.
+    fn end_of_step(&mut self) -> Result<()> {
+        match self.made.take() {
+            Some(made) => self.tell(made.ended()?),
+            None => Ok(()),
+        }
+    }
+
+    fn tell(&mut self, made: StepReport) -> Result<()> {
         let mut line = json!({
             "step": made.step,
             "loss": made.loss,
@@ -322,7 +352,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
         for warning in self.sentinels.step(&made, resident_bytes()) {
             (self.report)(Event::Warning(&warning));
         }
-        Ok(learner)
+        Ok(())
     }
 }
 

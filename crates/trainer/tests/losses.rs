@@ -11,7 +11,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use fs_err as fs;
 use retort_data::measure;
 use retort_model::{
-    Batch, CrossEncoder, DeviceChoice, Encoded, Head, PairTokenizer, Precision, choose, configure,
+    Batch, CrossEncoder, DeviceChoice, Encoded, Head, PairTokenizer, Precision, Student, choose,
+    configure,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -211,8 +212,9 @@ fn ndcg(scores: &[f32], gains: [u8; 5]) -> f64 {
 /// The best nDCG on the way to 1 when a two-layer BERT learns the queries by heart.
 fn learnt(loss: &str) -> f64 {
     let device = Device::flex().autodiff();
-    let mut student =
+    let student =
         CrossEncoder::load(&golden_folder("bert"), Head::Required, Some(0.0), &device).unwrap();
+    let mut student = Student::new(student).unwrap();
     let pairs = pairs();
     let pairs: Vec<(&str, &str)> = pairs.iter().map(|(q, d)| (&**q, &**d)).collect();
     let tokenizer = PairTokenizer::open(&golden_folder("bert"), 64).unwrap();

@@ -12,8 +12,8 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use fs_err as fs;
 use retort_model::{
-    Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, HostBert, ModelConfig,
-    PairTokenizer, ParameterVisitor, Precision, choose, configure, is_transposed, score,
+    Attention, Batch, Bundle, CrossEncoder, DeviceChoice, Encoded, Head, ModelConfig,
+    PairTokenizer, ParameterVisitor, Precision, Student, choose, configure, is_transposed, score,
 };
 use retort_trainer::loss::{self, Judged, Target};
 use retort_trainer::{AdamW, LossSettings, NamedGradients, OptimizerSettings};
@@ -180,7 +180,7 @@ impl Golden {
     fn check_ten_steps(
         &self,
         device: &Device,
-        backward: impl Fn(&CrossEncoder) -> (f32, NamedGradients),
+        backward: impl Fn(&Student) -> (f32, NamedGradients),
     ) -> f64 {
         // So large a norm clips nothing.
         let runs = [(1e9, &self.adamw_losses), (1.0, &self.adamw_clipped_losses)];
@@ -195,16 +195,16 @@ impl Golden {
             worst = worst.max(error);
         };
         for (max_grad_norm, expected) in runs {
-            let mut model = self.student(device);
+            let mut student = Student::new(self.student(device)).unwrap();
             let settings = format!("learning_rate = 1e-3\nmax_grad_norm = {max_grad_norm:?}");
             let settings: OptimizerSettings = toml::from_str(&settings).unwrap();
             let mut optimizer = AdamW::new(&settings);
             assert_eq!(expected.len(), 11);
             for (step, expected) in expected.iter().enumerate() {
-                let (loss, gradients) = backward(&model);
+                let (loss, gradients) = backward(&student);
                 check(format!("loss {step}"), loss.into(), (*expected).into());
                 let norm;
-                (model, norm) = optimizer.step(model, gradients, 1e-3).unwrap();
+                (student, norm) = optimizer.step(student, gradients, 1e-3).unwrap();
                 if step == 0 {
                     check("gradient norm".to_owned(), norm, self.gradient_norm);
                 }
@@ -217,7 +217,7 @@ impl Golden {
     /// almost by heart.
     fn losses(&self, layers: &[usize], device: &Device, precision: Precision) -> Vec<f64> {
         let student = self.student(device).keep_layers(layers).unwrap();
-        let mut model = student.with_precision(precision);
+        let mut student = Student::new(student.with_precision(precision)).unwrap();
         let batch = self.batch(device);
         let settings: OptimizerSettings = toml::from_str("learning_rate = 1e-4").unwrap();
         let mut optimizer = AdamW::new(&settings);
@@ -228,12 +228,12 @@ impl Golden {
         };
         let mut losses = Vec::new();
         while losses.len() < STEPS {
-            let pass = model.pass(&batch);
+            let pass = student.pass(&batch);
             let loss = self.loss(&pass.logits);
             let gradients = loss.clone().mul_scalar(scale).backward();
-            let gradients = NamedGradients::of(&model, vec![pass], &gradients).scaled_by(scale);
+            let gradients = NamedGradients::of(&student, vec![pass], &gradients).scaled_by(scale);
             let norm;
-            (model, norm) = optimizer.step(model, gradients, 1e-4).unwrap();
+            (student, norm) = optimizer.step(student, gradients, 1e-4).unwrap();
             if norm.is_finite() {
                 losses.push(value(loss).into());
             } else {
@@ -296,24 +296,23 @@ impl Golden {
                 .take(if is_enough { 1 } else { 2 })
             {
                 let model = self.student(&trained);
-                let batches = batches(self, &trained);
-                let (logits, passes) = if by_graph {
-                    let logits = batches.iter().map(|batch| model.forward(batch));
-                    (logits.collect(), Vec::new())
+                let student = if by_graph {
+                    Student::by_graph(model.clone())
                 } else {
-                    let passes: Vec<_> = batches.iter().map(|batch| model.pass(batch)).collect();
-                    let logits = passes.iter().map(|pass| pass.logits.clone());
-                    (logits.collect(), passes)
+                    Student::new(model.clone()).unwrap()
                 };
+                let batches = batches(self, &trained);
+                let passes: Vec<_> = batches.iter().map(|batch| student.pass(batch)).collect();
+                let logits = passes.iter().map(|pass| pass.logits.clone()).collect();
                 let logits: Tensor<1> = Tensor::cat(logits, 0);
                 of_logits = of_logits.max(self.error_of_logits(logits.clone()));
                 let gradients = if by_graph {
                     let weights = Tensor::<1>::from_floats(self.weights.as_slice(), &trained);
                     let gradients = (logits * weights).sum().backward();
-                    model.gradients(passes, &gradients)
+                    student.gradients(passes, &gradients)
                 } else {
                     // As the trainer has them.
-                    model.gradients_at(passes, &self.weights)
+                    student.gradients_at(passes, &self.weights)
                 };
                 let file = "gradients_weighted.safetensors";
                 of_gradients = of_gradients.max(self.check_gradients(&model, gradients, file));
@@ -330,10 +329,10 @@ impl Golden {
     /// Where tensors are computed with.
     fn check_ten_steps_as_trained(&self, device: &Device) -> f64 {
         let batch = self.batch(device);
-        self.check_ten_steps(device, |model| {
-            let pass = model.pass(&batch);
+        self.check_ten_steps(device, |student| {
+            let pass = student.pass(&batch);
             let loss = self.loss(&pass.logits);
-            let gradients = NamedGradients::of(model, vec![pass], &loss.backward());
+            let gradients = NamedGradients::of(student, vec![pass], &loss.backward());
             (value(loss), gradients)
         })
     }
@@ -372,9 +371,10 @@ fn every_gradient_of_the_loss_matches_pytorch() {
     let golden = Golden::of("bert");
     let device = Device::flex().autodiff();
     let model = golden.student(&device);
-    let pass = model.pass(&golden.batch(&device));
+    let student = Student::new(model.clone()).unwrap();
+    let pass = student.pass(&golden.batch(&device));
     let gradients = golden.loss(&pass.logits).backward();
-    let gradients = model.gradients(vec![pass], &gradients);
+    let gradients = student.gradients(vec![pass], &gradients);
     let worst = golden.check_gradients(&model, gradients, "gradients_loss.safetensors");
     println!("largest relative error of a gradient: {worst:e}");
 }
@@ -393,8 +393,8 @@ fn ten_steps_with_the_passes_of_the_cpu_match_pytorch() {
     let device = Device::flex().autodiff();
     let encoded = golden.encoded();
     let inputs: Vec<&Encoded> = encoded.iter().collect();
-    let worst = golden.check_ten_steps(&device, |model| {
-        let host = HostBert::of(model).unwrap();
+    let worst = golden.check_ten_steps(&device, |student| {
+        let host = student.host().unwrap();
         let pass = host.forward(&inputs, 2, 30, 0);
         let scores = Tensor::<1>::from_floats(pass.logits.as_slice(), &device).require_grad();
         let loss = golden.loss(&scores);
@@ -419,6 +419,7 @@ fn logits_gradients_and_ten_steps_match_pytorch_on_a_gpu() {
         golden.check_all(&device);
     }
     check_learning_rates(&device);
+    check_overflow(&device);
 }
 
 /// BERT's padding and ModernBERT's local layers in Burn's fused kernels, with the same tolerances.
@@ -515,22 +516,69 @@ fn each_group_of_parameters_has_its_learning_rate() {
     check_learning_rates(&Device::flex());
 }
 
+#[test]
+fn a_gradient_that_overflows_moves_nothing() {
+    check_overflow(&Device::flex());
+}
+
+/// A GPU finds out by itself that a gradient is not finite, and moves nothing, as the CPU does.
+fn check_overflow(device: &Device) {
+    let golden = Golden::of("bert");
+    let device = device.clone().autodiff();
+    let gradients = |student: &Student, size: f32| {
+        let pass = student.pass(&golden.batch(&device));
+        let gradients = pass.logits.clone().mul_scalar(size).sum().backward();
+        NamedGradients::of(student, vec![pass], &gradients)
+    };
+    let values = |student: &Student| {
+        let mut values = Values(Vec::new());
+        student.model().unwrap().visit_parameters(&mut values);
+        values.0
+    };
+    let settings = "learning_rate = 1e-3\nepsilon = 0.01";
+    let adamw = || AdamW::new(&toml::from_str(settings).unwrap());
+    let student = Student::new(golden.student(&device)).unwrap();
+    let before = values(&student);
+    let mut optimizer = adamw();
+    let too_large = gradients(&student, 3e38);
+    let (student, norm) = optimizer.step(student, too_large, 1e-3).unwrap();
+    assert!(!norm.is_finite(), "{norm}");
+    assert!(values(&student) == before);
+    // It goes on as one that has made no step.
+    let step = |mut optimizer: AdamW, student: Student| {
+        let gradients = gradients(&student, 1.0);
+        let (student, norm) = optimizer.step(student, gradients, 1e-3).unwrap();
+        assert!(norm > 1.0 && norm.is_finite(), "{norm}");
+        values(&student)
+    };
+    let after = step(optimizer, student);
+    let of_new = step(adamw(), Student::new(golden.student(&device)).unwrap());
+    let largest = |one: &[(String, Vec<f32>)], other: &[(String, Vec<f32>)]| {
+        let both = one.iter().zip(other);
+        let both = both.flat_map(|((_, one), (_, other))| one.iter().zip(other));
+        both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let (moved, off) = (largest(&after, &before), largest(&after, &of_new));
+    assert!(moved > 1e-4 && off < 1e-6, "{moved} {off}");
+}
+
 /// Adam's first step is the learning rate itself, whatever the gradient.
 fn check_learning_rates(device: &Device) {
     let golden = Golden::of("bert");
     let device = device.clone().autodiff();
     let before = golden.student(&device);
-    let pass = before.pass(&golden.batch(&device));
+    let student = Student::new(before.clone()).unwrap();
+    let pass = student.pass(&golden.batch(&device));
     let gradients = golden.loss(&pass.logits).backward();
-    let gradients = NamedGradients::of(&before, vec![pass], &gradients);
+    let gradients = NamedGradients::of(&student, vec![pass], &gradients);
     let settings = "learning_rate = 1e-3\nweight_decay = 0.0\nmax_grad_norm = 1e9
                     layer_decay = 0.5\nhead_factor = 3.0";
     let mut optimizer = AdamW::new(&toml::from_str(settings).unwrap());
-    let (after, _) = optimizer.step(before.clone(), gradients, 1e-3).unwrap();
+    let (after, _) = optimizer.step(student, gradients, 1e-3).unwrap();
     let mut values = Values(Vec::new());
     before.visit_parameters(&mut values);
     let before = std::mem::take(&mut values.0);
-    after.visit_parameters(&mut values);
+    after.model().unwrap().visit_parameters(&mut values);
     for (name, expected) in [
         ("bert.embeddings.word_embeddings.weight", 0.25e-3),
         ("bert.embeddings.LayerNorm.bias", 0.25e-3),

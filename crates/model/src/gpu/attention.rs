@@ -7,21 +7,17 @@ use burn::cubecl::ir::types::LdMatrixForm;
 use burn::cubecl::ir::{ElemType, FloatKind};
 use burn::cubecl::prelude::{CubeCount, CubeDim};
 use burn::tensor::DType;
-use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::launch::{Gpu, count, cubes, read, width};
 use super::layer::Asked;
 use super::layout::Told;
-use super::{LayerWeights, attend, tensor_cores};
+use super::places::{KEY_BIAS, QUERY_BIAS, VALUE_BIAS, Weights};
+use super::{attend, tensor_cores};
 
 impl Gpu<'_> {
     /// What each row finds that asks, `[R, D]`, and the logarithms of its heads' sums, `[R, H]`.
-    pub(super) fn attend(
-        &self,
-        asked: &Asked,
-        weights: &LayerWeights<CubeBackend>,
-    ) -> (CubeTensor, CubeTensor) {
+    pub(super) fn attend(&self, asked: &Asked, weights: &Weights) -> (CubeTensor, CubeTensor) {
         let shape = self.frame.output();
         let context = self.empty(shape, self.operand);
         let logs = self.empty([shape[0], self.frame.layout.heads], DType::F32);
@@ -35,8 +31,8 @@ impl Gpu<'_> {
                 self.vector,
                 read(it.queries),
                 read(it.others),
-                read(&weights.query_bias),
-                read(&weights.value_bias),
+                read(&weights.at(QUERY_BIAS)),
+                read(&weights.at(VALUE_BIAS)),
                 read(&it.tiles),
                 read(&context),
                 read(&logs),
@@ -57,9 +53,9 @@ impl Gpu<'_> {
                 it.vector,
                 read(it.queries),
                 read(it.others),
-                read(&weights.query_bias),
-                read(&weights.key_bias),
-                read(&weights.value_bias),
+                read(&weights.at(QUERY_BIAS)),
+                read(&weights.at(KEY_BIAS)),
+                read(&weights.at(VALUE_BIAS)),
                 read(&it.tiles),
                 read(&context),
                 read(&logs),
@@ -81,7 +77,7 @@ impl Gpu<'_> {
     pub(super) fn attend_back(
         &self,
         asked: &Asked,
-        weights: &LayerWeights<CubeBackend>,
+        weights: &Weights,
         slopes: &CubeTensor,
         [context, logs]: [&CubeTensor; 2],
         [of_queries, of_others]: [&CubeTensor; 2],
@@ -113,7 +109,7 @@ impl Gpu<'_> {
     fn queries_back(
         &self,
         it: &Attention,
-        weights: &LayerWeights<CubeBackend>,
+        weights: &Weights,
         slopes: &CubeTensor,
         [context, logs]: [&CubeTensor; 2],
         [of_queries, means]: [&CubeTensor; 2],
@@ -125,9 +121,9 @@ impl Gpu<'_> {
             it.vector,
             read(it.queries),
             read(it.others),
-            read(&weights.query_bias),
-            read(&weights.key_bias),
-            read(&weights.value_bias),
+            read(&weights.at(QUERY_BIAS)),
+            read(&weights.at(KEY_BIAS)),
+            read(&weights.at(VALUE_BIAS)),
             read(&it.tiles),
             read(slopes),
             read(context),
@@ -148,7 +144,7 @@ impl Gpu<'_> {
     fn queries_back_on_cores(
         &self,
         it: &Attention,
-        weights: &LayerWeights<CubeBackend>,
+        weights: &Weights,
         slopes: &CubeTensor,
         [context, logs]: [&CubeTensor; 2],
         [of_queries, means]: [&CubeTensor; 2],
@@ -161,8 +157,8 @@ impl Gpu<'_> {
             self.vector,
             read(it.queries),
             read(it.others),
-            read(&weights.query_bias),
-            read(&weights.value_bias),
+            read(&weights.at(QUERY_BIAS)),
+            read(&weights.at(VALUE_BIAS)),
             read(&it.tiles),
             read(slopes),
             read(context),
@@ -183,7 +179,7 @@ impl Gpu<'_> {
     fn others_back(
         &self,
         it: &Attention,
-        weights: &LayerWeights<CubeBackend>,
+        weights: &Weights,
         slopes: &CubeTensor,
         [logs, means]: [&CubeTensor; 2],
         of_others: &CubeTensor,
@@ -202,9 +198,9 @@ impl Gpu<'_> {
                 it.vector,
                 read(it.queries),
                 read(it.others),
-                read(&weights.query_bias),
-                read(&weights.key_bias),
-                read(&weights.value_bias),
+                read(&weights.at(QUERY_BIAS)),
+                read(&weights.at(KEY_BIAS)),
+                read(&weights.at(VALUE_BIAS)),
                 read(&it.tiles),
                 read(slopes),
                 read(logs),
@@ -227,7 +223,7 @@ impl Gpu<'_> {
     fn others_back_on_cores(
         &self,
         it: &Attention,
-        weights: &LayerWeights<CubeBackend>,
+        weights: &Weights,
         slopes: &CubeTensor,
         [logs, means]: [&CubeTensor; 2],
         of_others: &CubeTensor,
@@ -240,7 +236,7 @@ impl Gpu<'_> {
             self.vector,
             read(it.queries),
             read(it.others),
-            read(&weights.query_bias),
+            read(&weights.at(QUERY_BIAS)),
             read(&it.tiles),
             read(slopes),
             read(logs),

@@ -2,13 +2,12 @@
 //!
 //! Shapes: `N` tokens of a batch, `E` width of the embeddings.
 
-use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::Frame;
 use super::launch::{Goal, Gpu, Normed};
-use super::layout::{SCALE, SHIFT};
-use super::{EmbeddingWeights, Frame};
+use super::places::{SCALE, SHIFT, Weights};
 
 /// What the way back through the embeddings takes.
 pub(crate) struct Tape {
@@ -18,10 +17,10 @@ pub(crate) struct Tape {
 }
 
 /// The embeddings of each token, added and normalised, `[N, E]`, and what the way back takes.
-pub(super) fn forward(weights: EmbeddingWeights<CubeBackend>, frame: &Frame) -> (CubeTensor, Tape) {
-    let weights = weights.contiguous();
-    let (output, normed) = Gpu::new(&weights.words, frame).embed(&weights);
-    let scale = weights.scale;
+pub(super) fn forward(weights: CubeTensor, frame: &Frame) -> (CubeTensor, Tape) {
+    let weights = Weights::new(weights, frame);
+    let (output, normed) = Gpu::new(weights.all(), frame).embed(&weights);
+    let scale = weights.at(SCALE);
     (output, Tape { normed, scale })
 }
 

@@ -2,19 +2,18 @@
 //!
 //! Shapes: `B` pairs of a batch, `D` hidden width.
 
-use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::Frame;
 use super::kernels::Activation;
 use super::launch::{Goal, Gpu, transposed};
-use super::layout::DENSE;
-use super::{Frame, HeadWeights};
+use super::places::{DENSE, Weights};
 use crate::architecture::Architecture;
 
 /// What the way back through the head takes.
 pub(crate) struct Tape {
-    weights: HeadWeights<CubeBackend>,
+    weights: Weights,
     /// `[B, D]`
     pooled: CubeTensor,
     /// Of the dense layer, without its bias.
@@ -24,14 +23,14 @@ pub(crate) struct Tape {
 /// The logits, `[B]`, and what the way back takes.
 pub(super) fn forward(
     pooled: CubeTensor,
-    weights: HeadWeights<CubeBackend>,
+    weights: CubeTensor,
     frame: &Frame,
     architecture: Architecture,
 ) -> (CubeTensor, Tape) {
-    let weights = weights.contiguous();
+    let weights = Weights::new(weights, frame);
     let pooled = into_contiguous(pooled);
     let gpu = Gpu::new(&pooled, frame);
-    let product = gpu.product(&pooled, &weights.dense);
+    let product = gpu.product(&pooled, &weights.at(DENSE));
     let logits = gpu.classify(&product, &weights, activation(architecture));
     let tape = Tape {
         weights,
@@ -59,7 +58,7 @@ pub(super) fn back(
     let activation = activation(architecture);
     let of_product = gpu.classify_back(&slopes, product, weights, activation, &into);
     into.products(&[(&[DENSE], pooled, &of_product)]);
-    let of_pooled = gpu.product(&of_product, &transposed(weights.dense.clone()));
+    let of_pooled = gpu.product(&of_product, &transposed(weights.at(DENSE)));
     (of_pooled, into.summed())
 }
 

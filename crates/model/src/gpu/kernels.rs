@@ -609,21 +609,52 @@ pub(super) fn squares<N: Size>(
     }
 }
 
-/// Parameters and their gradients' running means after a step of AdamW. The input is what lies in all others
-/// from `begin` on; what begins at `whole` or behind it does not decay.
+/// What gradients that are `scale` times as large as the loss's own are multiplied with, so that these have a
+/// norm of `most` at most, and that norm: of sums of their squares.
+#[cube(launch)]
+pub(super) fn clip(
+    sums: &[f32],
+    output: &mut [f32],
+    count: usize,
+    most: f32,
+    scale: f32,
+    #[comptime] lanes: usize,
+) {
+    let mut scratch = Shared::<[f32]>::new_slice(lanes);
+    let mut sum = 0.0f32;
+    let mut at = UNIT_POS as usize;
+    while at < count {
+        sum += sums[at];
+        at += lanes;
+    }
+    let sum = over_lanes(sum, &mut scratch, lanes);
+    if UNIT_POS == 0 {
+        let norm = sum.sqrt() / scale;
+        // As torch.nn.utils.clip_grad_norm_ does it.
+        output[0] = min(most / (norm + 1e-6f32), 1.0f32) / scale;
+        output[1] = norm;
+    }
+}
+
+/// Whether it is a number and not infinite: by its bits, since compilers that are allowed to compute faster
+/// take it that nothing else occurs.
+#[cube]
+fn is_finite(value: f32) -> bool {
+    let exponent = 0x7f80_0000u32;
+    u32::reinterpret(value) & exponent != exponent
+}
+
+/// A step of AdamW of parameters, and of the running means of their gradients and of these' squares, by what
+/// [`clip`] gave; none where the norm is not finite. From `decaying` on, parameters do not decay.
 #[cube(launch)]
 pub(super) fn adam<N: Size>(
-    input: &[Vector<f32, N>],
     gradient: &[Vector<f32, N>],
-    mean: &[Vector<f32, N>],
-    square: &[Vector<f32, N>],
-    output: &mut [Vector<f32, N>],
-    new_mean: &mut [Vector<f32, N>],
-    new_square: &mut [Vector<f32, N>],
+    clip: &[f32],
+    parameters: &mut [Vector<f32, N>],
+    mean: &mut [Vector<f32, N>],
+    square: &mut [Vector<f32, N>],
     units: usize,
-    begin: usize,
-    whole: usize,
-    gradient_scale: f32,
+    decaying: usize,
     beta1: f32,
     rest1: f32,
     beta2: f32,
@@ -633,16 +664,16 @@ pub(super) fn adam<N: Size>(
     epsilon: f32,
     kept: f32,
 ) {
-    if ABSOLUTE_POS < units {
-        let at = begin + ABSOLUTE_POS;
-        let gradient = gradient[at] * Vector::new(gradient_scale);
-        let mean = mean[at] * Vector::new(beta1) + gradient * Vector::new(rest1);
-        let square = square[at] * Vector::new(beta2) + gradient * gradient * Vector::new(rest2);
-        new_mean[at] = mean;
-        new_square[at] = square;
-        let root = (square / Vector::new(square_correction)).sqrt() + Vector::new(epsilon);
-        let before = input[ABSOLUTE_POS] * Vector::new(select(at < whole, kept, 1.0f32));
-        output[at] = before - mean * Vector::new(rate) / root;
+    let at = ABSOLUTE_POS;
+    if at < units && is_finite(clip[1]) {
+        let gradient = gradient[at] * Vector::new(clip[0]);
+        let new_mean = mean[at] * Vector::new(beta1) + gradient * Vector::new(rest1);
+        let new_square = square[at] * Vector::new(beta2) + gradient * gradient * Vector::new(rest2);
+        mean[at] = new_mean;
+        square[at] = new_square;
+        let root = (new_square / Vector::new(square_correction)).sqrt() + Vector::new(epsilon);
+        let before = parameters[at] * Vector::new(select(at < decaying, kept, 1.0f32));
+        parameters[at] = before - new_mean * Vector::new(rate) / root;
     }
 }
 

@@ -7,22 +7,23 @@ use burn::cubecl::client::Client;
 use burn::cubecl::ir::ElemType;
 use burn::cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{CubeBackend, CubeDevice};
 
 use super::hopper::{self, Factors};
 use super::kernels::Activation;
-use super::layout::{
+use super::layout::Told;
+use super::places::{
     ATTENDED, CLASSIFIER, CLASSIFIER_BIAS, DENSE_BIAS, INNER, INNER_BIAS, KEY, KEY_BIAS, OUTER,
-    POSITIONS, QUERY, QUERY_BIAS, SEGMENTS, Told,
+    POSITIONS, QUERY, QUERY_BIAS, SCALE, SEGMENTS, SHIFT, VALUE, WORDS, Weights,
 };
 use super::products::{float, product_into};
-use super::{EmbeddingWeights, Frame, HeadWeights, LayerWeights, kernels};
+use super::{Frame, kernels};
 
 /// Where the slopes at parameters go.
 pub(super) struct Goal<'a> {
     gpu: &'a Gpu<'a>,
-    /// As [`super::layout::Places`] has them.
+    /// As [`super::places::Places`] has them.
     slopes: CubeTensor,
     /// Of those that are vectors, the sums of each chunk of rows, chunk by chunk.
     sums: CubeTensor,
@@ -332,26 +333,22 @@ impl<'a> Gpu<'a> {
         output
     }
 
-    /// A layer's matrices as operands, by one kernel where all its parameters lie in one vector.
-    pub(super) fn operands(
-        &self,
-        w: &LayerWeights<CubeBackend>,
-        in_one: Option<&CubeTensor>,
-    ) -> Operands {
+    /// A layer's matrices as operands, by one kernel.
+    pub(super) fn operands(&self, weights: &Weights) -> Operands {
         let is_last = self.frame.is_last;
-        let Some(in_one) = in_one.filter(|_| self.rounds()) else {
+        if !self.rounds() {
+            let [query, key, value] = [QUERY, KEY, VALUE].map(|which| weights.at(which));
             let (asking, asked) = if is_last {
-                let asked = self.side_by_side(&[&w.key, &w.value]);
-                (self.operand(&w.query), Some(asked))
+                (query, Some(self.side_by_side(&[&key, &value])))
             } else {
-                (self.side_by_side(&[&w.query, &w.key, &w.value]), None)
+                (self.side_by_side(&[&query, &key, &value]), None)
             };
             return Operands {
                 asking,
                 asked,
-                others: [&w.attended, &w.inner, &w.outer].map(|weights| self.operand(weights)),
+                others: [ATTENDED, INNER, OUTER].map(|which| weights.at(which)),
             };
-        };
+        }
         let Frame {
             places,
             width,
@@ -367,7 +364,7 @@ impl<'a> Gpu<'a> {
             count,
             dim,
             self.vector,
-            read(in_one),
+            read(weights.all()),
             read(&output),
             units,
             if is_last { 2 } else { 3 },
@@ -428,7 +425,7 @@ impl<'a> Gpu<'a> {
         &self,
         product: &CubeTensor,
         residual: &CubeTensor,
-        [bias, scale, shift]: [&CubeTensor; 3],
+        [bias, scale, shift]: [CubeTensor; 3],
         rounds: bool,
     ) -> (CubeTensor, CubeTensor, Normed) {
         let shape = self.frame.output();
@@ -448,10 +445,10 @@ impl<'a> Gpu<'a> {
             CubeDim::new_2d(count(LANES), count(SIDE)),
             self.vector,
             read(product),
-            read(bias),
+            read(&bias),
             read(residual),
-            read(scale),
-            read(shift),
+            read(&scale),
+            read(&shift),
             read(&output),
             read(&operand),
             read(&normed.rows),
@@ -527,7 +524,7 @@ impl<'a> Gpu<'a> {
     }
 
     /// The embeddings of each token, added and normalised, and what the way back takes.
-    pub(super) fn embed(&self, weights: &EmbeddingWeights<CubeBackend>) -> (CubeTensor, Normed) {
+    pub(super) fn embed(&self, weights: &Weights) -> (CubeTensor, Normed) {
         let [rows, width] = self.frame.input();
         let output = self.empty([rows, width], DType::F32);
         let normed = Normed {
@@ -535,17 +532,19 @@ impl<'a> Gpu<'a> {
             inverses: self.empty([rows], DType::F32),
         };
         let has = |which: usize| !self.frame.places.ranges[which].is_empty();
+        // In the place of a table that is not there, words.
+        let table = |which: usize| weights.at(if has(which) { which } else { WORDS });
         kernels::embed::launch(
             &self.client,
             cubes(rows.div_ceil(SIDE)),
             CubeDim::new_2d(count(LANES), count(SIDE)),
             self.vector,
-            read(&weights.words),
-            read(&weights.positions),
-            read(&weights.segments),
+            read(&table(WORDS)),
+            read(&table(POSITIONS)),
+            read(&table(SEGMENTS)),
             read(&self.frame.layout.told(Told::Ids, &output).0),
-            read(&weights.scale),
-            read(&weights.shift),
+            read(&weights.at(SCALE)),
+            read(&weights.at(SHIFT)),
             read(&output),
             read(&self.none()),
             read(&normed.rows),
@@ -612,7 +611,7 @@ impl<'a> Gpu<'a> {
     pub(super) fn classify(
         &self,
         product: &CubeTensor,
-        weights: &HeadWeights<CubeBackend>,
+        weights: &Weights,
         activation: Activation,
     ) -> CubeTensor {
         let (rows, width) = (rows(product), width(product));
@@ -623,9 +622,9 @@ impl<'a> Gpu<'a> {
             CubeDim::new_2d(count(LANES), count(SIDE)),
             self.vector,
             read(product),
-            read(&weights.dense_bias),
-            read(&weights.classifier),
-            read(&weights.classifier_bias),
+            read(&weights.at(DENSE_BIAS)),
+            read(&weights.at(CLASSIFIER)),
+            read(&weights.at(CLASSIFIER_BIAS)),
             read(&logits),
             rows,
             width / self.vector,
@@ -641,7 +640,7 @@ impl<'a> Gpu<'a> {
         &self,
         slopes: &CubeTensor,
         product: &CubeTensor,
-        weights: &HeadWeights<CubeBackend>,
+        weights: &Weights,
         activation: Activation,
         into: &Goal,
     ) -> CubeTensor {
@@ -655,8 +654,8 @@ impl<'a> Gpu<'a> {
             self.vector,
             read(slopes),
             read(product),
-            read(&weights.dense_bias),
-            read(&weights.classifier),
+            read(&weights.at(DENSE_BIAS)),
+            read(&weights.at(CLASSIFIER)),
             read(&output),
             read(&into.sums),
             rows,

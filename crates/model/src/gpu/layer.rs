@@ -3,22 +3,20 @@
 //! Shapes: `N` tokens of a batch, `R` of them computed (in the last layer the first of each pair,
 //! elsewhere all), `D` hidden width, `I` inner width, `H` heads.
 
-use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::Frame;
 use super::launch::{Goal, Gpu, Normed, Operands, Product, transposed};
-use super::layout::{
-    ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, KEY, KEY_BIAS, OUTER,
-    OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, VALUE, VALUE_BIAS,
+use super::places::{
+    ATTENDED, ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT, INNER, INNER_BIAS, KEY, KEY_BIAS,
+    OUTER, OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT, QUERY, QUERY_BIAS, VALUE, VALUE_BIAS, Weights,
 };
-use super::step::as_one;
-use super::{Frame, LayerWeights};
 
 /// What the way back through a layer takes. Operands of products are as they were multiplied.
 pub(crate) struct Tape {
-    weights: LayerWeights<CubeBackend>,
-    /// Of them, those behind attention, as operands: `[D, D]`, `[D, I]` and `[I, D]`.
+    weights: Weights,
+    /// Of them, the matrices behind attention, as operands: `[D, D]`, `[D, I]` and `[I, D]`.
     operands: [CubeTensor; 3],
     /// `[N, D]`
     input: CubeTensor,
@@ -65,19 +63,17 @@ pub(super) enum Asked {
 /// The layer's output, `[R, D]`, and what the way back takes.
 pub(super) fn forward(
     hidden: CubeTensor,
-    weights: LayerWeights<CubeBackend>,
+    weights: CubeTensor,
     frame: &Frame,
 ) -> (CubeTensor, Tape) {
-    let weights = weights.in_order().map(into_contiguous);
-    let in_one = as_one(&weights, &frame.places);
-    let weights = LayerWeights::of_order(weights);
+    let weights = Weights::new(weights, frame);
     let hidden = into_contiguous(hidden);
     let gpu = Gpu::new(&hidden, frame);
     let Operands {
         asking,
         asked,
         others: operands,
-    } = gpu.operands(&weights, in_one.as_ref());
+    } = gpu.operands(&weights);
     let input = gpu.operand(&hidden);
     let w = &weights;
     let (residual, asked) = match asked {
@@ -107,16 +103,16 @@ pub(super) fn forward(
     let (residual, inner_input, attended) = gpu.add_and_norm(
         &attended,
         &residual,
-        [&w.attended_bias, &w.attended_scale, &w.attended_shift],
+        [ATTENDED_BIAS, ATTENDED_SCALE, ATTENDED_SHIFT].map(|which| w.at(which)),
         gpu.rounds(),
     );
     let inner = gpu.product(&inner_input, to_inner);
-    let activated = gpu.gelu(&inner, &w.inner_bias);
+    let activated = gpu.gelu(&inner, &w.at(INNER_BIAS));
     let outer = gpu.product(&activated, to_outer);
     let (output, _, outer) = gpu.add_and_norm(
         &outer,
         &residual,
-        [&w.outer_bias, &w.outer_scale, &w.outer_shift],
+        [OUTER_BIAS, OUTER_SCALE, OUTER_SHIFT].map(|which| w.at(which)),
         false,
     );
     let tape = Tape {
@@ -147,18 +143,18 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
         &slopes,
         None,
         &tape.outer,
-        &w.outer_scale,
+        &w.at(OUTER_SCALE),
         &into,
         &[OUTER_SCALE, OUTER_SHIFT, OUTER_BIAS],
     );
     let of_inner = gpu.product(&outer_operand, &transposed(to_outer.clone()));
-    gpu.gelu_back(&of_inner, &tape.inner, &w.inner_bias, &into);
+    gpu.gelu_back(&of_inner, &tape.inner, &w.at(INNER_BIAS), &into);
     let of_attended = gpu.product(&of_inner, &transposed(to_inner.clone()));
     let (of_attended, attended_operand) = gpu.norm_back(
         &of_outer,
         Some(&of_attended),
         &tape.attended,
-        &w.attended_scale,
+        &w.at(ATTENDED_SCALE),
         &into,
         &[ATTENDED_SCALE, ATTENDED_SHIFT, ATTENDED_BIAS],
     );

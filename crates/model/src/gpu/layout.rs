@@ -1,10 +1,9 @@
-//! Where what a layer computes with lies in memory.
+//! Where the tokens of a batch lie in memory.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use burn::cubecl::prelude::CubeElement;
-use burn::module::ParamId;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -12,7 +11,7 @@ use super::attend::ROWS;
 use super::launch::view;
 use crate::cross_encoder::Batch;
 
-/// Where the tokens of a batch lie, as all layers have it.
+/// As all layers have it.
 pub(crate) struct Layout {
     pub(super) heads: usize,
     /// `N`
@@ -188,132 +187,16 @@ impl Gathered {
 }
 
 /// Numbers of 32 bits at multiples of so many begin where a view of memory may.
-const NUMBERS: usize = 128;
+pub(super) const NUMBERS: usize = 128;
 
 /// 2^31 numbers are in no GPU's vector.
 fn number(wide: usize) -> i32 {
     i32::try_from(wide).unwrap_or(i32::MAX)
 }
 
-/// Where parameters, or the slopes at them, lie in a vector: matrices, then the others.
-#[derive(Clone)]
-pub(crate) struct Places {
-    pub(super) ranges: Arc<[Range<usize>]>,
-    /// Where it is that no matrix is any more.
-    pub(super) vectors: usize,
-    /// Where those begin whose slopes are sums over rows.
-    pub(super) summed: usize,
-    pub(super) length: usize,
-}
-
-/// Which of a layer's is where, in the order of memory.
-pub(super) const QUERY: usize = 0;
-pub(super) const KEY: usize = 1;
-pub(super) const VALUE: usize = 2;
-pub(super) const ATTENDED: usize = 3;
-pub(super) const INNER: usize = 4;
-pub(super) const OUTER: usize = 5;
-pub(super) const OUTER_SCALE: usize = 6;
-pub(super) const OUTER_SHIFT: usize = 7;
-pub(super) const OUTER_BIAS: usize = 8;
-pub(super) const INNER_BIAS: usize = 9;
-pub(super) const ATTENDED_SCALE: usize = 10;
-pub(super) const ATTENDED_SHIFT: usize = 11;
-pub(super) const ATTENDED_BIAS: usize = 12;
-pub(super) const QUERY_BIAS: usize = 13;
-pub(super) const KEY_BIAS: usize = 14;
-pub(super) const VALUE_BIAS: usize = 15;
-
-/// Of the head.
-pub(super) const DENSE: usize = 0;
-pub(super) const CLASSIFIER: usize = 1;
-pub(super) const DENSE_BIAS: usize = 2;
-pub(super) const CLASSIFIER_BIAS: usize = 3;
-
-/// Of the embeddings, of which words are the first.
-pub(super) const POSITIONS: usize = 1;
-pub(super) const SEGMENTS: usize = 2;
-pub(super) const SCALE: usize = 3;
-pub(super) const SHIFT: usize = 4;
-
-impl Places {
-    pub(super) fn of_layer(width: usize, inner: usize) -> Self {
-        let (square, wide) = (width * width, width * inner);
-        let mut vectors = [width; 10];
-        vectors[INNER_BIAS - OUTER_SCALE] = inner;
-        Self::new(&[square, square, square, square, wide, wide], &vectors)
-    }
-
-    /// Of tables of so many rows, none of one that is not there.
-    pub(super) fn of_embeddings(rows: [usize; 3], width: usize) -> Self {
-        Self::new(&rows.map(|rows| rows * width), &[width, width])
-    }
-
-    /// The classifier of one label.
-    pub(super) fn of_head(width: usize) -> Self {
-        let places = Self::new(&[width * width, width], &[width, 1]);
-        Self {
-            summed: places.ranges[CLASSIFIER].start,
-            ..places
-        }
-    }
-
-    fn new(matrices: &[usize], vectors: &[usize]) -> Self {
-        let mut end = 0;
-        let lengths = matrices.iter().chain(vectors);
-        let ranges: Arc<[Range<usize>]> = lengths
-            .map(|length| {
-                let begin = end;
-                end = (begin + length).next_multiple_of(NUMBERS);
-                begin..begin + length
-            })
-            .collect();
-        let vectors = ranges[matrices.len()].start;
-        Self {
-            vectors,
-            summed: vectors,
-            length: end,
-            ranges,
-        }
-    }
-
-    /// That of each parameter that is there, given all in their order.
-    pub(super) fn of(
-        &self,
-        ids: impl IntoIterator<Item = Option<ParamId>>,
-    ) -> Vec<(ParamId, Range<usize>)> {
-        let both = ids.into_iter().zip(self.ranges.iter());
-        both.filter_map(|(id, range)| Some((id?, range.clone())))
-            .collect()
-    }
-
-    /// Whether there is something between parameters.
-    pub(super) fn has_gaps(&self) -> bool {
-        let used: usize = self.ranges.iter().map(ExactSizeIterator::len).sum();
-        used < self.length
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn parameters_do_not_overlap_and_begin_where_views_may() {
-        for (width, inner) in [(32, 64), (384, 1536), (312, 1200), (20, 28)] {
-            let places = Places::of_layer(width, inner);
-            let mut end = 0;
-            for range in &*places.ranges {
-                assert!(range.start >= end && range.start % NUMBERS == 0);
-                end = range.end;
-            }
-            assert!(end <= places.length);
-            let gaps = 4 * width * width + 2 * width * inner + 9 * width + inner < places.length;
-            assert_eq!(places.has_gaps(), gaps);
-            assert_eq!(places.ranges[INNER_BIAS].len(), inner);
-            assert_eq!(places.vectors, places.ranges[OUTER_SCALE].start);
-        }
-    }
 
     /// The words 3, 1, 3 … of a table that begins at 256, whose rows have 8 numbers.
     #[test]

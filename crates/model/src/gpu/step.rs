@@ -1,18 +1,14 @@
 //! A step of parameters.
 
-use std::ops::Range;
-
 use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::prelude::{CubeCount, CubeDim};
-use burn::cubecl::server::Overlap;
-use burn::tensor::{DType, Shape};
+use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::kernels;
-use super::launch::{count, read, vector_of, view};
-use super::layout::Places;
-use crate::pass::Adam;
+use super::launch::{count, read, vector_of};
+use crate::student::Adam;
 
 /// Into how many sums the squares of a vector go, each of a cube of so many units.
 pub(super) const SUMS: usize = 256;
@@ -20,8 +16,7 @@ const UNITS: usize = 256;
 
 /// Sums of the squares of a vector, in the place of those that `into` has there.
 pub(super) fn squares(values: CubeTensor, into: CubeTensor, place: usize) -> CubeTensor {
-    let values = into_contiguous(values);
-    let into = if into.can_mut() { into } else { into.copy() };
+    let (values, into) = (into_contiguous(values), own(into));
     let length = values.meta.num_elements();
     let vector = vector_of(length, 4);
     kernels::squares::launch(
@@ -39,124 +34,89 @@ pub(super) fn squares(values: CubeTensor, into: CubeTensor, place: usize) -> Cub
     into
 }
 
-/// What parameters are moved by.
+/// What gradients are multiplied with, and the norm of the loss's own: `[2]`, from sums of the squares of all.
+pub(super) fn clip(sums: CubeTensor, most: f32, scale: f32) -> CubeTensor {
+    let sums = into_contiguous(sums);
+    let count_of_sums = sums.meta.num_elements();
+    let output = CubeTensor::new_contiguous(
+        sums.client.clone(),
+        sums.device.clone(),
+        [2].into(),
+        sums.client.empty(2 * size_of::<f32>()),
+        DType::F32,
+    );
+    kernels::clip::launch(
+        &sums.client,
+        CubeCount::new_single(),
+        CubeDim::new_1d(count(UNITS)),
+        read(&sums),
+        read(&output),
+        count_of_sums,
+        most,
+        scale,
+        UNITS,
+    );
+    output
+}
+
+/// How parameters are moved.
 #[derive(Clone)]
 pub(crate) struct Step {
-    pub(super) places: Places,
+    /// So many decay, the first.
+    pub(super) decaying: usize,
     pub(super) adam: Adam,
 }
 
-/// Gradients of parameters, or their running means, in one vector.
-pub(super) struct Moments {
-    pub(super) mean: CubeTensor,
-    pub(super) square: CubeTensor,
-}
-
-/// Parameters after a step, side by side in memory: so they are one input of the next one. Those that
-/// have no place stay as they are.
-pub(super) fn moved<const N: usize>(
-    parameters: [CubeTensor; N],
+/// Parameters, and the running means of their gradients and of these' squares, after a step: in their own
+/// memory, where nothing else has a share in it.
+pub(super) fn moved(
+    parameters: CubeTensor,
     gradient: CubeTensor,
-    moments: Moments,
+    clip: CubeTensor,
+    moments: [CubeTensor; 2],
     step: &Step,
-) -> ([CubeTensor; N], Moments) {
-    let parameters = parameters.map(into_contiguous);
-    let [gradient, mean, square] = [gradient, moments.mean, moments.square].map(into_contiguous);
-    let (client, length) = (gradient.client.clone(), step.places.length);
-    let in_one = as_one(&parameters, &step.places);
-    // What lies between parameters is written with them where they lie like that already.
-    let has_gaps = in_one.is_none() && step.places.has_gaps();
-    let empty = || {
-        let (device, shape) = (gradient.device.clone(), Shape::from([length]));
-        if has_gaps {
-            return burn_cubecl::ops::numeric::zeros(device, shape, DType::F32);
-        }
-        let handle = client.empty(length * size_of::<f32>());
-        CubeTensor::new_contiguous(client.clone(), device, shape, handle, DType::F32)
-    };
-    let (output, new_mean, new_square) = (empty(), empty(), empty());
-    let put = |input: &CubeTensor, Range { start, end }: Range<usize>| {
-        let vector = vector_of(end - start, start);
-        let units = (end - start) / vector;
-        let dim = CubeDim::new(&client, units);
-        #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
-        let narrow = |wide: f64| wide as f32;
-        let adam = &step.adam;
-        kernels::adam::launch(
-            &client,
-            calculate_cube_count_elemwise(&client, units, dim),
-            dim,
-            vector,
-            read(input),
-            read(&gradient),
-            read(&mean),
-            read(&square),
-            read(&output),
-            read(&new_mean),
-            read(&new_square),
-            units,
-            start / vector,
-            step.places.vectors / vector,
-            narrow(adam.gradient_scale),
-            narrow(adam.beta1),
-            // Of narrow numbers, the difference would be off by 1e-5 of itself.
-            narrow(1.0 - adam.beta1),
-            narrow(adam.beta2),
-            narrow(1.0 - adam.beta2),
-            narrow(adam.rate),
-            narrow(adam.square_correction),
-            narrow(adam.epsilon),
-            narrow(adam.kept),
-        );
-    };
-    if let Some(all) = in_one {
-        put(&all, 0..length);
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let (gradient, parameters) = (into_contiguous(gradient), own(parameters));
+    let [mean, square] = moments.map(own);
+    let length = parameters.meta.num_elements();
+    let vector = vector_of(length, step.decaying);
+    let units = length / vector;
+    let client = &parameters.client;
+    let dim = CubeDim::new(client, units);
+    #[expect(clippy::cast_possible_truncation, reason = "parameters have 32 bits")]
+    let narrow = |wide: f64| wide as f32;
+    let adam = &step.adam;
+    kernels::adam::launch(
+        client,
+        calculate_cube_count_elemwise(client, units, dim),
+        dim,
+        vector,
+        read(&gradient),
+        read(&into_contiguous(clip)),
+        read(&parameters),
+        read(&mean),
+        read(&square),
+        units,
+        step.decaying / vector,
+        narrow(adam.beta1),
+        // Of narrow numbers, the difference would be off by 1e-5 of itself.
+        narrow(1.0 - adam.beta1),
+        narrow(adam.beta2),
+        narrow(1.0 - adam.beta2),
+        narrow(adam.rate),
+        narrow(adam.square_correction),
+        narrow(adam.epsilon),
+        narrow(adam.kept),
+    );
+    (parameters, mean, square)
+}
+
+/// What may be written over.
+fn own(tensor: CubeTensor) -> CubeTensor {
+    let tensor = into_contiguous(tensor);
+    if tensor.can_mut() {
+        tensor
     } else {
-        for (parameter, range) in placed(&parameters, &step.places) {
-            put(parameter, range);
-        }
+        tensor.copy()
     }
-    let mut ranges = step.places.ranges.iter();
-    let parameters = parameters.map(|parameter| match ranges.next() {
-        Some(range) if !range.is_empty() => {
-            view(&output, range.start, parameter.meta.shape().clone())
-        }
-        _ => parameter,
-    });
-    let moments = Moments {
-        mean: new_mean,
-        square: new_square,
-    };
-    (parameters, moments)
-}
-
-fn placed<'a>(
-    parameters: &'a [CubeTensor],
-    places: &Places,
-) -> impl Iterator<Item = (&'a CubeTensor, Range<usize>)> {
-    let both = parameters.iter().zip(places.ranges.iter().cloned());
-    both.filter(|(_, range)| !range.is_empty())
-}
-
-/// All of them as one vector, where they lie like that, as a step before this one left them.
-pub(super) fn as_one(parameters: &[CubeTensor], places: &Places) -> Option<CubeTensor> {
-    let (first, _) = placed(parameters, places).next()?;
-    let mut handle = first.handle.clone();
-    (handle.offset_start, handle.offset_end) = (None, None);
-    let length = places.length;
-    let size = size_of::<f32>() as u64;
-    let lies_in = |(parameter, range): (&CubeTensor, Range<usize>)| {
-        let begin = parameter.handle.offset_start.unwrap_or(0);
-        begin == range.start as u64 * size && handle.overlap(&parameter.handle) != Overlap::Disjoint
-    };
-    let all_lie = placed(parameters, places).all(lies_in);
-    (all_lie && handle.size() == length as u64 * size).then(|| {
-        CubeTensor::new_contiguous(
-            first.client.clone(),
-            first.device.clone(),
-            [length].into(),
-            handle.clone(),
-            DType::F32,
-        )
-    })
 }
