@@ -78,7 +78,7 @@ test-cuda name="on_a_gpu":
     # Those of kernels.rs, attend.rs and tensor_cores.rs in crates/model/src/gpu; the units of hopper.rs meet at
     # barriers that the stand-in does not look at for that.
     export STAND_IN_RACES="side_by_side apart operands pick attend queries_back others_back add_and_norm embed \
-        gathered scattered norm_back gelu columns over_chunks add_e squares adam classify"
+        gathered scattered norm_back gelu columns over_chunks add_e squares clip adam classify"
     cargo test --release --locked --no-fail-fast --features cuda --workspace --lib --tests -- \
         --test-threads 1 '{{ name }}'
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use retort_model::{CrossEncoder, Head, PairTokenizer};
+use retort_model::{CrossEncoder, Head, PairTokenizer, Student};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ const IDENTITY: &str = "torch.nn.modules.linear.Identity";
 
 /// A serving directory, ready to score pairs as any server of it should.
 pub struct Scorer {
-    model: CrossEncoder,
+    model: Student,
     tokenizer: PairTokenizer,
     activation: Activation,
 }
@@ -61,7 +61,7 @@ impl Scorer {
         Ok(Self {
             tokenizer: PairTokenizer::open(folder, longest)?,
             activation: Activation::of(&config, &folder.join("config.json"))?,
-            model,
+            model: Student::for_scores(model)?,
         })
     }
 
@@ -71,7 +71,7 @@ impl Scorer {
     /// A text the tokenizer refuses, or a device that fails.
     pub fn score(&self, pairs: &[(&str, &str)]) -> Result<Vec<Score>> {
         let encoded = self.tokenizer.encode_pairs(pairs)?;
-        let logits = retort_model::score(&self.model, &encoded, TOKENS_PER_PASS)?;
+        let logits = self.model.score(&encoded, TOKENS_PER_PASS)?;
         let score = |logit: f32| match self.activation {
             Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
             Activation::Identity => logit,

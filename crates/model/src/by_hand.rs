@@ -233,6 +233,23 @@ impl Parts {
         found
     }
 
+    /// Gradients by name in the places of parameters.
+    pub(crate) fn arranged(&self, gradients: Vec<Bundle>) -> Vec<Bundle> {
+        if gradients.iter().all(|bundle| bundle.group.is_some()) {
+            return gradients;
+        }
+        let mut by_name = gradients.into_iter().flat_map(Bundle::apart).collect();
+        let device = self.device();
+        let arrange = |part: &Part| {
+            let Bundle {
+                parameters, group, ..
+            } = &part.parameters;
+            let length = part.places.length;
+            Bundle::filled(parameters.clone(), length, *group, &mut by_name, &device)
+        };
+        self.all().map(arrange).collect()
+    }
+
     /// The same after a step of these, and their moments after it, in their order.
     pub(crate) fn moved(self, moves: Vec<Move>, clip: &Clip) -> (Self, Vec<Moments>) {
         let clip = match clip {

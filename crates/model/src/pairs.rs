@@ -285,7 +285,8 @@ pub fn length_buckets(lengths: &[usize], tokens_per_batch: usize) -> Vec<Vec<usi
     buckets
 }
 
-/// The logits of all inputs, in their order. Dropout is off, wherever the model is.
+/// The logits of all inputs, in their order. Dropout is off, wherever the model is. Who scores again and again
+/// makes a [`Student::for_scores`](crate::Student::for_scores) once.
 ///
 /// # Errors
 /// An input that is too long for the model or holds ids it does not know, or a device that fails.
@@ -297,13 +298,13 @@ pub fn score(
     model.check(encodings)?;
     // Without autodiff: dropout is off.
     let model = &model.valid();
-    if let Some(host) = HostBert::of(model) {
-        let threads = parallelism(&model.device());
-        return Ok(host.logits(encodings, threads, tokens_per_batch));
-    }
     #[cfg(feature = "gpu")]
     if let Some(parts) = guard(&model.device(), || Parts::of(model))? {
         return score_by_hand(parts, encodings, tokens_per_batch);
+    }
+    if let Some(host) = HostBert::of(model) {
+        let threads = parallelism(&model.device());
+        return Ok(host.logits(encodings, threads, tokens_per_batch));
     }
     let logits = run(model, encodings, tokens_per_batch, |model, inputs| {
         model.logits(&model.batch(inputs))

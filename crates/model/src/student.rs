@@ -10,13 +10,15 @@ use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::error::Result;
 use crate::host::HostBert;
-use crate::pairs::{Encoded, check, length_buckets, score};
+use crate::pairs::{Encoded, check, score};
 use crate::parameters::{ParameterMapper, ParameterVisitor, replace};
 
 #[cfg(feature = "gpu")]
 use crate::by_hand::{Parts, Tape};
 #[cfg(feature = "gpu")]
-use crate::pairs::score_by_hand;
+use crate::guard::guard;
+#[cfg(feature = "gpu")]
+use crate::pairs::{length_buckets, score_by_hand};
 
 /// A model in training.
 #[derive(Clone)]
@@ -110,12 +112,24 @@ impl Student {
         Ok(Self::by_graph(model))
     }
 
+    /// One that scores and is not trained: of a GPU's, whatever is dropped out in training, in kernels of our own.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn for_scores(model: CrossEncoder) -> Result<Self> {
+        #[cfg(feature = "gpu")]
+        if let Some(parts) = guard(&model.device(), || Parts::of(&model))? {
+            return Ok(Self(Form::InParts(parts)));
+        }
+        Ok(Self::by_graph(model))
+    }
+
     /// Through Burn's graph wherever the model is, as the reference.
     pub fn by_graph(model: CrossEncoder) -> Self {
         Self(Form::Whole(model))
     }
 
-    /// The model as it is: one that is trained by hand on the CPU, others where they are, with autodiff.
+    /// The model as it is; of one in parts, a copy on the CPU.
     ///
     /// # Errors
     /// A device that fails.
@@ -236,6 +250,7 @@ impl Student {
     pub fn gradients(&self, passes: Vec<Pass>, gradients: &Gradients) -> Vec<Bundle> {
         match &self.0 {
             Form::Whole(model) => {
+                drop(passes);
                 let mut named = Named {
                     gradients,
                     by_name: BTreeMap::new(),
@@ -276,13 +291,27 @@ impl Student {
         }
     }
 
+    /// Gradients by name as this student's own are: of one in parts, a part's together, 0 where there is none.
+    #[must_use]
+    pub fn arranged(&self, gradients: Vec<Bundle>) -> Vec<Bundle> {
+        match &self.0 {
+            Form::Whole(_) => gradients,
+            #[cfg(feature = "gpu")]
+            Form::InParts(parts) => parts.arranged(gradients),
+        }
+    }
+
     /// The same after a step of these groups, and their moments after it, in their order; where the norm is
     /// not finite, as before.
     #[must_use]
     pub fn moved(self, moves: Vec<Move>, clip: &Clip) -> (Self, Vec<Moments>) {
         match self.0 {
             // It has no groups.
-            Form::Whole(model) => (Self(Form::Whole(model)), Vec::new()),
+            Form::Whole(model) => {
+                drop(moves);
+                let _ = clip;
+                (Self(Form::Whole(model)), Vec::new())
+            }
             #[cfg(feature = "gpu")]
             Form::InParts(parts) => {
                 let (parts, moments) = parts.moved(moves, clip);

@@ -101,8 +101,9 @@ impl Learner {
         self.scale
     }
 
-    /// One update by the sum of what the replicas, by their numbers, found, and how that was clipped; where its
-    /// norm is not finite, nothing was updated but the scale of the loss.
+    /// One update by the sum of what the replicas, by their numbers, found, and how that was clipped. Where its
+    /// norm is not finite, the student is as it was, and the scale of the loss another; where a GPU has yet to
+    /// say so, nothing is to be made of the rest.
     ///
     /// # Errors
     /// A device that fails.
@@ -190,7 +191,10 @@ impl Learner {
         let dropout = Some(settings.model.dropout);
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
         let model = as_set(model, settings)?;
-        let average = Average::of(&Student::new(model.clone())?, settings);
+        let average = match settings.optimizer.ema {
+            0.0 => None,
+            _ => Average::of(&Student::new(model.clone())?, settings),
+        };
         let model = if was_averaged {
             model.load_weights(&folder.join(UNAVERAGED))?
         } else {

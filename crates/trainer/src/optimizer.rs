@@ -105,10 +105,11 @@ impl AdamW {
             moves: Vec::new(),
             moments: BTreeMap::new(),
         };
-        let moments = Moments::of(mem::take(&mut self.moments), &gradients.bundles);
+        let gradients = student.arranged(gradients.bundles);
+        let moments = Moments::of(mem::take(&mut self.moments), &gradients);
         let first = |bundle: &Bundle| bundle.parameters.first().map(|(name, _)| name.clone());
-        let firsts: Vec<String> = gradients.bundles.iter().filter_map(first).collect();
-        for (gradient, moments) in gradients.bundles.into_iter().zip(moments) {
+        let firsts: Vec<String> = gradients.iter().filter_map(first).collect();
+        for (gradient, moments) in gradients.into_iter().zip(moments) {
             update.prepare(gradient, moments);
         }
         let (moves, parameters): (Vec<Move>, Vec<Parameters>) =

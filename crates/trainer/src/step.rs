@@ -30,21 +30,17 @@ pub(crate) struct StepContext<'a> {
 }
 
 impl StepContext<'_> {
-    /// One update: forward, the loss, backward; then AdamW. A GPU is asked what became of the step `before`
-    /// together with this one's scores.
+    /// One update: forward, the loss, backward; then AdamW. A GPU is asked what became of the step before
+    /// together with this one's scores; `last` is then this one.
     pub(crate) fn make(
         &self,
         learner: Learner,
         step: &Step,
         learning_rate: f64,
         device: &Device,
-        before: Option<Made>,
-    ) -> Result<(Learner, Made, Option<StepReport>)> {
+        last: &mut Last,
+    ) -> Result<Learner> {
         let whole = Documents::of(step);
-        let mut before = Before {
-            made: before,
-            report: None,
-        };
         let Part {
             loss,
             constant_loss,
@@ -53,10 +49,10 @@ impl StepContext<'_> {
             computed_tokens,
             gradients,
         } = self
-            .gradients(&learner, step, &whole, device, &mut before)?
+            .gradients(&learner, step, &whole, device, last)?
             .ok_or_else(|| self.not_finite("loss", f64::NAN, step))?;
         // Where nothing was asked of a GPU.
-        before.end(None)?;
+        last.end()?;
         if !loss.is_finite() {
             return Err(self.not_finite("loss", loss, step));
         }
@@ -79,13 +75,13 @@ impl StepContext<'_> {
             seconds: self.since.elapsed().as_secs_f64(),
             padding: 1.0 - tokens as f64 / computed_tokens as f64,
         };
-        let made = Made {
+        last.made = Some(Made {
             report,
             clip,
             may_skip: learner.loss_scale().is_some_and(LossScale::helps),
             queries: queries(step),
-        };
-        Ok((learner, made, before.report))
+        });
+        Ok(learner)
     }
 
     /// The loss and its gradients; `None` of a step without documents.
@@ -95,11 +91,11 @@ impl StepContext<'_> {
         step: &Step,
         whole: &Documents,
         device: &Device,
-        before: &mut Before,
+        last: &mut Last,
     ) -> Result<Option<Part>> {
         match learner.student().host() {
             Some(host) => self.on_host(&host, step, whole, device),
-            None => self.on_device(learner, step, whole, device, before),
+            None => self.on_device(learner, step, whole, device, last),
         }
     }
 
@@ -146,7 +142,7 @@ impl StepContext<'_> {
         step: &Step,
         whole: &Documents,
         device: &Device,
-        before: &mut Before,
+        last: &mut Last,
     ) -> Result<Option<Part>> {
         let students = learner.students();
         // Dropout draws from one generator: in which order, two threads would leave to chance.
@@ -176,7 +172,7 @@ impl StepContext<'_> {
             }
             // All GPUs are given their work before one is asked what came of it, from one thread.
             let asked: Vec<_> = shards.iter().map(ask).collect();
-            let (mut clip, mut of_clip) = (before.clip(), None);
+            let (mut clip, mut of_clip) = (last.clip(), None);
             let answered = asked.into_iter().map(|asked| {
                 let (asked, scores, others) = asked?.answered(clip.take())?;
                 of_clip = of_clip.take().or(others);
@@ -188,7 +184,7 @@ impl StepContext<'_> {
                 retort_model::answered();
             }
             if let Some(of_clip) = of_clip
-                && let Err(error) = before.end(Some(&of_clip))
+                && let Err(error) = last.end_by(norm_in(&of_clip))
             {
                 return vec![Err(error)];
             }
@@ -290,8 +286,14 @@ fn queries(step: &Step) -> String {
     queries.trim_end().to_owned()
 }
 
-/// A step that was made, but for what a GPU has yet to say of it.
-pub(crate) struct Made {
+/// The last step, of which a GPU may have yet to say what became of it.
+#[derive(Default)]
+pub(crate) struct Last {
+    made: Option<Made>,
+    report: Option<StepReport>,
+}
+
+struct Made {
     report: StepReport,
     clip: Clip,
     /// A gradient that overflows, since the loss is scaled.
@@ -299,47 +301,30 @@ pub(crate) struct Made {
     queries: String,
 }
 
-impl Made {
+impl Last {
     /// Whether who asks what became of it waits for a GPU.
     pub(crate) fn is_asked_for(&self) -> bool {
-        matches!(self.clip, Clip::There(_))
+        self.clip().is_some()
     }
 
     /// Waits for what became of it.
     ///
     /// # Errors
     /// A gradient that is not finite, by which nothing was updated, or a device that fails.
-    pub(crate) fn ended(self) -> Result<StepReport> {
-        let norm = match &self.clip {
-            Clip::Known { norm, .. } => *norm,
-            Clip::There(both) => norm_in(&numbers(both.clone())?),
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let norm = match self.made.as_ref().map(|made| &made.clip) {
+            None => return Ok(()),
+            Some(Clip::Known { norm, .. }) => *norm,
+            Some(Clip::There(both)) => norm_in(&numbers(both.clone())?),
         };
-        self.of_norm(norm)
+        self.end_by(norm)
     }
 
-    fn of_norm(mut self, norm: f64) -> Result<StepReport> {
-        self.report.gradient_norm = norm;
-        self.report.skipped = !norm.is_finite();
-        if self.report.skipped && !self.may_skip {
-            return Err(Error::NotFinite {
-                step: self.report.step,
-                what: "gradient norm",
-                value: norm,
-                queries: self.queries,
-            });
-        }
-        Ok(self.report)
+    /// What became of it, once.
+    pub(crate) fn report(&mut self) -> Option<StepReport> {
+        self.report.take()
     }
-}
 
-/// The step before, which a GPU may have yet to speak of.
-struct Before {
-    made: Option<Made>,
-    /// What became of it.
-    report: Option<StepReport>,
-}
-
-impl Before {
     /// What is to be read of it.
     fn clip(&self) -> Option<Tensor<1>> {
         match &self.made.as_ref()?.clip {
@@ -348,14 +333,24 @@ impl Before {
         }
     }
 
-    /// By what was read of it, or waiting for that.
-    fn end(&mut self, clip: Option<&[f32]>) -> Result<()> {
-        if let Some(made) = self.made.take() {
-            self.report = Some(match clip {
-                Some(clip) => made.of_norm(norm_in(clip))?,
-                None => made.ended()?,
+    fn end_by(&mut self, norm: f64) -> Result<()> {
+        let Some(made) = self.made.take() else {
+            return Ok(());
+        };
+        let skipped = !norm.is_finite();
+        if skipped && !made.may_skip {
+            return Err(Error::NotFinite {
+                step: made.report.step,
+                what: "gradient norm",
+                value: norm,
+                queries: made.queries,
             });
         }
+        self.report = Some(StepReport {
+            gradient_norm: norm,
+            skipped,
+            ..made.report
+        });
         Ok(())
     }
 }
@@ -549,12 +544,9 @@ mod tests {
         };
         let whole = Documents::of(&step);
         let learner = Learner::new(student.clone(), &settings, &[]).unwrap();
-        let mut before = Before {
-            made: None,
-            report: None,
-        };
+        let mut last = Last::default();
         let device = student.device();
-        let part = context.gradients(&learner, &step, &whole, &device, &mut before);
+        let part = context.gradients(&learner, &step, &whole, &device, &mut last);
         part.unwrap().unwrap()
     }
 
@@ -624,25 +616,40 @@ mod tests {
     #[test]
     fn what_became_of_a_step_is_told_with_the_next() {
         let mut steps = Steps::of("f32", 1.0);
-        let there = |norm: f32| Clip::There(Tensor::from_floats([0.5, norm], &Device::flex()));
+        let mut last = Last::default();
         let learner = steps.learner();
-        let (learner, made, before) = steps.begin(learner, None).unwrap();
-        assert!(before.is_none() && !made.is_asked_for());
-        let asked_for = |made: Made, norm| Made {
-            clip: there(norm),
-            ..made
+        let mut learner = steps.begin(learner, &mut last).unwrap();
+        assert!(last.report().is_none() && !last.is_asked_for());
+        let there = |last: &mut Last, norm: f32| {
+            let both = Tensor::from_floats([0.5, norm], &Device::flex());
+            last.made.as_mut().unwrap().clip = Clip::There(both);
         };
-        let made = asked_for(made, 3.0);
-        assert!(made.is_asked_for());
-        let (learner, made, before) = steps.begin(learner, Some(made)).unwrap();
-        let before = before.unwrap();
+        there(&mut last, 3.0);
+        assert!(last.is_asked_for());
+        learner = steps.begin(learner, &mut last).unwrap();
+        let before = last.report().unwrap();
         assert_eq!((before.step, before.gradient_norm), (12, 3.0));
-        assert!(!before.skipped);
+        assert!(!before.skipped && last.report().is_none());
 
-        let made = asked_for(made, f32::INFINITY);
-        let error = steps.begin(learner, Some(made)).err().unwrap();
+        there(&mut last, f32::INFINITY);
+        let error = steps.begin(learner, &mut last).err().unwrap();
         steps.number -= 1;
         steps.assert_stopped("gradient norm", &error);
+        assert!(last.report().is_none());
+    }
+
+    /// And is told if the next one fails.
+    #[test]
+    fn what_became_of_a_step_is_told_though_the_next_one_fails() {
+        let mut steps = Steps::of("f32", 1.0);
+        let mut last = Last::default();
+        let learner = steps.learner();
+        steps.begin(learner, &mut last).unwrap();
+        steps.factor = 1e38;
+        let learner = steps.learner();
+        let error = steps.begin(learner, &mut last).err().unwrap();
+        steps.assert_stopped("loss", &error);
+        assert_eq!(last.report().map(|before| before.step), Some(12));
     }
 
     /// Steps of the same three queries.
@@ -676,15 +683,13 @@ mod tests {
         }
 
         fn make(&mut self, learner: Learner) -> Result<(Learner, StepReport)> {
-            let (learner, made, _) = self.begin(learner, None)?;
-            Ok((learner, made.ended()?))
+            let mut last = Last::default();
+            let learner = self.begin(learner, &mut last)?;
+            last.end()?;
+            Ok((learner, last.report().unwrap()))
         }
 
-        fn begin(
-            &mut self,
-            learner: Learner,
-            before: Option<Made>,
-        ) -> Result<(Learner, Made, Option<StepReport>)> {
+        fn begin(&mut self, learner: Learner, last: &mut Last) -> Result<Learner> {
             self.number += 1;
             let context = StepContext {
                 settings: &self.settings,
@@ -693,7 +698,7 @@ mod tests {
                 since: Instant::now(),
             };
             let device = Device::flex().autodiff();
-            context.make(learner, &self.step, 1e-3, &device, before)
+            context.make(learner, &self.step, 1e-3, &device, last)
         }
 
         fn assert_stopped(&self, by: &str, error: &Error) {
@@ -775,9 +780,12 @@ mod tests {
                     steps: 4,
                     since: Instant::now(),
                 };
-                let made;
-                (learner, made, _) = context.make(learner, &step, 1e-3, &device, None).unwrap();
-                losses.push(made.ended().unwrap().loss);
+                let mut last = Last::default();
+                learner = context
+                    .make(learner, &step, 1e-3, &device, &mut last)
+                    .unwrap();
+                last.end().unwrap();
+                losses.push(last.report().unwrap().loss);
             }
             let weights = learner.students().into_iter().map(|student| {
                 let mut weights = Weights(Vec::new());

@@ -21,7 +21,7 @@ use crate::schedule::learning_rate_factor;
 use crate::sentinels::{Sentinels, resident_bytes};
 use crate::settings::{HeadChoice, TrainSettings};
 use crate::start::{Start, start};
-use crate::step::{Made, StepContext};
+use crate::step::{Last, StepContext};
 use crate::warning::Warning;
 use crate::{Error, Result};
 
@@ -174,7 +174,7 @@ pub(crate) fn fit(run: &Run, report: &mut impl FnMut(Event)) -> Result<Fitted> {
         sentinels: Sentinels::default(),
         report,
         since: Instant::now(),
-        made: None,
+        last: Last::default(),
     }
     .complete(start)?;
     Ok(Fitted {
@@ -195,8 +195,7 @@ struct Course<'a, R> {
     report: R,
     /// When the last step was made, or the evaluation after it.
     since: Instant,
-    /// The last step, until a GPU has said what became of it.
-    made: Option<Made>,
+    last: Last,
 }
 
 impl<R: FnMut(Event)> Course<'_, R> {
@@ -239,7 +238,11 @@ impl<R: FnMut(Event)> Course<'_, R> {
                 return Ok(self.ended(now));
             }
 
-            let groups = next.take().unwrap_or_else(|| data.after(step))?;
+            let groups = next.take().unwrap_or_else(|| data.after(step));
+            if groups.is_err() {
+                self.end_of_step()?;
+            }
+            let groups = groups?;
             learner = thread::scope(|threads| {
                 // The next step is read while this one is made.
                 let reading = (step + 1 < steps).then(|| threads.spawn(|| data.after(step + 1)));
@@ -305,30 +308,33 @@ impl<R: FnMut(Event)> Course<'_, R> {
         };
         let factor = learning_rate_factor(step, steps, &settings.schedule);
         let learning_rate = settings.optimizer.learning_rate * factor;
-        let before = self.made.take();
-        let (learner, made, before) =
-            context.make(learner, groups, learning_rate, self.device, before)?;
+        let made = context.make(learner, groups, learning_rate, self.device, &mut self.last);
         self.since = Instant::now();
-        if let Some(before) = before {
-            self.tell(before)?;
+        // Of the step before, whatever came of this one.
+        if let Some(before) = self.last.report() {
+            self.tell_of(before)?;
         }
-        let is_asked_for = made.is_asked_for();
-        self.made = Some(made);
-        if !is_asked_for {
+        let learner = made?;
+        if !self.last.is_asked_for() {
             self.end_of_step()?;
         }
         Ok(learner)
     }
 
-    /// Tells of the last step, if that is still to come.
+    /// Waits for what became of the last step, if that is still to come, and tells of it.
     fn end_of_step(&mut self) -> Result<()> {
-        match self.made.take() {
-            Some(made) => self.tell(made.ended()?),
-            None => Ok(()),
+        let ended = self.last.end();
+        let waited = self.since.elapsed().as_secs_f64();
+        self.since = Instant::now();
+        ended?;
+        if let Some(made) = self.last.report() {
+            let seconds = made.seconds + waited;
+            self.tell_of(StepReport { seconds, ..made })?;
         }
+        Ok(())
     }
 
-    fn tell(&mut self, made: StepReport) -> Result<()> {
+    fn tell_of(&mut self, made: StepReport) -> Result<()> {
         let mut line = json!({
             "step": made.step,
             "loss": made.loss,

@@ -19,8 +19,9 @@ impl Gpu<'_> {
     /// What each row finds that asks, `[R, D]`, and the logarithms of its heads' sums, `[R, H]`.
     pub(super) fn attend(&self, asked: &Asked, weights: &Weights) -> (CubeTensor, CubeTensor) {
         let shape = self.frame.output();
-        let context = self.empty(shape, self.operand);
-        let logs = self.empty([shape[0], self.frame.layout.heads], DType::F32);
+        let of_logs = [shape[0], self.frame.layout.heads];
+        let [context, logs] =
+            self.together([(shape.into(), self.operand), (of_logs.into(), DType::F32)]);
         let it = self.attention(asked, self.asking());
         if it.on_cores {
             tensor_cores::attend::launch(

@@ -6,6 +6,7 @@ use burn::cubecl::calculate_cube_count_elemwise;
 use burn::cubecl::client::Client;
 use burn::cubecl::ir::ElemType;
 use burn::cubecl::prelude::{BufferArg, CubeCount, CubeDim};
+use burn::cubecl::server::MemoryLayoutDescriptor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
@@ -227,6 +228,9 @@ pub(super) struct Normed {
     inverses: CubeTensor,
 }
 
+/// In the place of what is not written.
+const NONE: [usize; 1] = [4];
+
 /// Lanes that share a row, at most or always, and rows side by side then.
 const LANES: usize = 32;
 const SIDE: usize = UNITS / LANES;
@@ -279,6 +283,28 @@ impl<'a> Gpu<'a> {
         )
     }
 
+    /// Several that are needed as long as one another, in one piece of memory: each that is asked for is a message
+    /// to the thread that serves the GPU.
+    pub(super) fn together<const N: usize>(&self, of: [(Shape, DType); N]) -> [CubeTensor; N] {
+        let descriptor = |(shape, dtype): &(Shape, DType)| {
+            MemoryLayoutDescriptor::contiguous(shape.clone(), dtype.size())
+        };
+        let memory = self
+            .client
+            .empty_tensors(of.iter().map(descriptor).collect());
+        let mut memory = memory.into_iter();
+        of.map(|(shape, dtype)| match memory.next() {
+            Some(its) => CubeTensor::new_contiguous(
+                self.client.clone(),
+                self.device.clone(),
+                shape,
+                its.memory,
+                dtype,
+            ),
+            None => self.empty(shape, dtype),
+        })
+    }
+
     /// As large as another, without its numbers.
     pub(super) fn like(&self, other: &CubeTensor) -> CubeTensor {
         self.empty(other.meta.shape().clone(), other.dtype)
@@ -289,9 +315,16 @@ impl<'a> Gpu<'a> {
         burn_cubecl::ops::numeric::zeros(self.device.clone(), [length].into(), DType::F32)
     }
 
-    /// In the place of what is not written.
-    fn none(&self) -> CubeTensor {
-        self.empty([4], DType::F32)
+    /// Numbers of 32 bits, and the same as operands, where these are rounded.
+    fn with_operand(&self, shape: [usize; 2]) -> (CubeTensor, CubeTensor) {
+        let of_operand = if self.rounds() {
+            shape.into()
+        } else {
+            NONE.into()
+        };
+        let both = [(shape.into(), DType::F32), (of_operand, self.operand)];
+        let [whole, operand] = self.together(both);
+        (whole, operand)
     }
 
     pub(super) fn product(&self, left: &CubeTensor, right: &CubeTensor) -> CubeTensor {
@@ -390,12 +423,7 @@ impl<'a> Gpu<'a> {
     /// The first row of each pair, as it is and as an operand.
     pub(super) fn pick(&self, hidden: &CubeTensor) -> (CubeTensor, CubeTensor) {
         let shape = self.frame.output();
-        let rows = self.empty(shape, DType::F32);
-        let operands = if self.rounds() {
-            self.empty(shape, self.operand)
-        } else {
-            self.none()
-        };
+        let (rows, operands) = self.with_operand(shape);
         let units = shape[0] * shape[1] / self.vector;
         let (count, dim) = self.elementwise(units);
         kernels::pick::launch(
@@ -429,16 +457,15 @@ impl<'a> Gpu<'a> {
         rounds: bool,
     ) -> (CubeTensor, CubeTensor, Normed) {
         let shape = self.frame.output();
+        // What is added to is not needed on the way back; the others are.
         let output = self.empty(shape, DType::F32);
-        let operand = if rounds {
-            self.empty(shape, self.operand)
-        } else {
-            self.none()
-        };
-        let normed = Normed {
-            rows: self.empty(shape, DType::F32),
-            inverses: self.empty([shape[0]], DType::F32),
-        };
+        let of_operand = if rounds { shape.into() } else { NONE.into() };
+        let [operand, rows, inverses] = self.together([
+            (of_operand, self.operand),
+            (shape.into(), DType::F32),
+            ([shape[0]].into(), DType::F32),
+        ]);
+        let normed = Normed { rows, inverses };
         kernels::add_and_norm::launch(
             &self.client,
             cubes(shape[0].div_ceil(SIDE)),
@@ -479,12 +506,7 @@ impl<'a> Gpu<'a> {
         goals: &[usize],
     ) -> (CubeTensor, CubeTensor) {
         let shape = self.frame.output();
-        let output = self.empty(shape, DType::F32);
-        let operand = if self.rounds() {
-            self.empty(shape, self.operand)
-        } else {
-            self.none()
-        };
+        let (output, operand) = self.with_operand(shape);
         // Two or three numbers a lane.
         let width = shape[1] / self.vector;
         let lanes = width.div_ceil(2).next_power_of_two().clamp(LANES, 128);
@@ -527,9 +549,14 @@ impl<'a> Gpu<'a> {
     pub(super) fn embed(&self, weights: &Weights) -> (CubeTensor, Normed) {
         let [rows, width] = self.frame.input();
         let output = self.empty([rows, width], DType::F32);
+        let [none, normed, inverses] = self.together([
+            (NONE.into(), DType::F32),
+            ([rows, width].into(), DType::F32),
+            ([rows].into(), DType::F32),
+        ]);
         let normed = Normed {
-            rows: self.like(&output),
-            inverses: self.empty([rows], DType::F32),
+            rows: normed,
+            inverses,
         };
         let has = |which: usize| !self.frame.places.ranges[which].is_empty();
         // In the place of a table that is not there, words.
@@ -546,7 +573,7 @@ impl<'a> Gpu<'a> {
             read(&weights.at(SCALE)),
             read(&weights.at(SHIFT)),
             read(&output),
-            read(&self.none()),
+            read(&none),
             read(&normed.rows),
             read(&normed.inverses),
             rows,

@@ -181,7 +181,8 @@ pub(super) fn back(slopes: CubeTensor, tape: &Tape, frame: &Frame) -> (CubeTenso
             other_weights,
             others,
         } => {
-            let (of_queries, of_others) = (gpu.like(queries), gpu.like(others));
+            let like = |it: &CubeTensor| (it.meta.shape().clone(), it.dtype);
+            let [of_queries, of_others] = gpu.together([like(queries), like(others)]);
             let goals = [&of_queries, &of_others];
             gpu.attend_back(asked, w, &of_context, found, goals);
             into.biases(&[QUERY_BIAS], &of_queries);
