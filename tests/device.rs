@@ -53,9 +53,10 @@ fn die_where_nobody_answers() {
     });
 }
 
-fn without_dropout(job: &SmallJob, other: &str) -> TrainSettings {
+fn without_dropout(job: &SmallJob, others: &[&str]) -> TrainSettings {
     let mut settings = job.settings();
-    settings.extend(["model.dropout=0.0", other].map(str::to_owned));
+    settings.push("model.dropout=0.0".to_owned());
+    settings.extend(others.iter().map(ToString::to_string));
     retort_data::settings::read(&root().join("configs/demo.toml"), &settings).unwrap()
 }
 
@@ -65,7 +66,7 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
         return;
     };
     let job = SmallJob::new();
-    let settings = without_dropout(&job, "schedule.epochs=2");
+    let settings = without_dropout(&job, &["schedule.epochs=2"]);
     let folder = job.path("run");
     let run = Run {
         settings: &settings,
@@ -100,37 +101,48 @@ fn a_device_that_is_lost_leaves_a_run_to_go_on_with_on_a_gpu() {
     assert!(said.contains("the first step took"), "{said}");
 }
 
-/// A GPU that stands for two, since one is all that may be there.
+/// By itself, where steps are told of one later, and as one that stands for two, since one is all that may be
+/// there.
 #[test]
-fn two_replicas_learn_what_the_cpu_does_on_a_gpu() {
+fn one_gpu_and_two_learn_what_the_cpu_does_on_a_gpu() {
     let Some((device, _alone)) = gpu() else {
         return;
     };
     let job = SmallJob::new();
-    let settings = without_dropout(&job, "schedule.epochs=1");
-    let losses = |name: &str, device: &Device, others: &[Device]| {
-        let mut losses = Vec::new();
+    let settings = without_dropout(&job, &["schedule.epochs=1", "schedule.accumulate=2"]);
+    let learnt = |name: &str, device: &Device, others: &[Device]| {
+        let (mut losses, mut told) = (Vec::new(), Vec::new());
+        let folder = job.path(name);
         let run = Run {
             settings: &settings,
-            folder: &job.path(name),
+            folder: &folder,
             allowed_changes: &[],
             base: &root().join("tests/golden/bert"),
             device,
             others,
         };
-        train(&run, |event| {
-            if let Event::Step(made) = event {
+        train(&run, |event| match event {
+            Event::Step(made) => {
+                assert!(made.gradient_norm.is_finite());
                 losses.push(made.loss);
+                told.push(("made", made.step));
             }
+            Event::Evaluated { step, .. } => told.push(("evaluated", step)),
+            _ => {}
         })
         .unwrap();
-        losses
+        let metrics = fs_err::read_to_string(folder.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.lines().count(), told.len());
+        (losses, told)
     };
-    let here = losses("here", &Device::flex(), &[]);
-    let there = losses("there", &device, std::slice::from_ref(&device));
-    assert_eq!(there.len(), here.len());
-    for (there, here) in there.iter().zip(&here) {
-        assert!((there / here - 1.0).abs() < 1e-4, "{there} {here}");
+    let (here, in_order) = learnt("here", &Device::flex(), &[]);
+    let two = std::slice::from_ref(&device);
+    for (name, others) in [("one", &[][..]), ("two", two)] {
+        let (there, told) = learnt(name, &device, others);
+        assert_eq!(told, in_order);
+        for (there, here) in there.iter().zip(&here) {
+            assert!((there / here - 1.0).abs() < 1e-4, "{name}: {there} {here}");
+        }
     }
     // What was loaded on one device is trained on another.
     let golden = root().join("tests/golden/bert");
