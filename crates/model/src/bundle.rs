@@ -57,7 +57,7 @@ impl Bundle {
         bundles
     }
 
-    fn join(names: Vec<String>, mut vectors: Vec<Tensor<1>>) -> Self {
+    fn join(names: Vec<String>, vectors: Vec<Tensor<1>>) -> Self {
         let mut end = 0;
         let lengths = vectors.iter().map(|vector| vector.dims()[0]);
         let ranges = lengths.map(|length| {
@@ -66,10 +66,7 @@ impl Bundle {
             begin..end
         });
         let parameters = names.into_iter().zip(ranges).collect();
-        let values = match vectors.len() {
-            1 => vectors.remove(0),
-            _ => Tensor::cat(vectors, 0),
-        };
+        let values = one(vectors);
         Self {
             parameters,
             values,
@@ -100,10 +97,7 @@ impl Bundle {
         if length > end {
             vectors.push(zeros(length - end));
         }
-        let values = match vectors.len() {
-            1 => vectors.remove(0),
-            _ => Tensor::cat(vectors, 0),
-        };
+        let values = one(vectors);
         Self {
             parameters,
             values,
@@ -136,5 +130,13 @@ impl Bundle {
             values,
             group: self.group,
         }
+    }
+}
+
+/// Of several vectors, one behind the other.
+fn one(mut vectors: Vec<Tensor<1>>) -> Tensor<1> {
+    match vectors.len() {
+        1 => vectors.remove(0),
+        _ => Tensor::cat(vectors, 0),
     }
 }
