@@ -645,7 +645,8 @@ fn is_finite(value: f32) -> bool {
 }
 
 /// A step of AdamW of parameters, and of the running means of their gradients and of these' squares, by what
-/// [`clip`] gave; none where the norm is not finite. From `decaying` on, parameters do not decay.
+/// [`clip`](crate::gpu::kernels::clip()) gave; none where the norm is not finite. From `decaying` on, parameters
+/// do not decay.
 #[cube(launch)]
 pub(super) fn adam<N: Size>(
     gradient: &[Vector<f32, N>],
