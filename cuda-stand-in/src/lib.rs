@@ -355,12 +355,17 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usi
     if !memory::has(from, bytes) {
         return INVALID_VALUE;
     }
+    unsafe { tell(to, from as *const u8, bytes) };
+    0
+}
+
+/// What the device has, to the host.
+unsafe fn tell(to: *mut u8, from: *const u8, bytes: usize) {
     if runs() {
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to, bytes) };
+        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
     } else {
         unsafe { to.write_bytes(0, bytes) };
     }
-    0
 }
 
 #[unsafe(no_mangle)]
@@ -402,10 +407,11 @@ pub unsafe extern "C" fn cuMemcpy2DAsync_v2(copy: *const Copy2d, _: usize) -> i3
     };
     for row in 0..copy.height {
         let (to, from) = (place(&copy.to, row), place(&copy.from, row));
-        if runs() || copy.to.of != 1 {
-            unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, copy.width) };
+        let (to, from) = (to as *mut u8, from as *const u8);
+        if copy.to.of == 1 {
+            unsafe { tell(to, from, copy.width) };
         } else {
-            unsafe { (to as *mut u8).write_bytes(0, copy.width) };
+            unsafe { std::ptr::copy_nonoverlapping(from, to, copy.width) };
         }
     }
     0

@@ -6,7 +6,9 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData, TensorReadError, Transaction};
+
+use crate::error::Result;
 
 /// Numbers of some parameters in one vector.
 #[derive(Debug, Clone)]
@@ -133,10 +135,43 @@ impl Bundle {
     }
 }
 
+/// The numbers of vectors that are on one device, which is asked once for all of them.
+///
+/// # Errors
+/// A device that fails.
+pub fn read(vectors: impl IntoIterator<Item = Tensor<1>>) -> Result<Vec<Vec<f32>>> {
+    numbers(
+        vectors
+            .into_iter()
+            .fold(Transaction::default(), Transaction::register),
+    )
+}
+
+pub(crate) fn numbers(reading: Transaction) -> Result<Vec<Vec<f32>>> {
+    let values = reading.try_execute().map_err(TensorReadError::from)?;
+    let values = values.into_iter().map(TensorData::try_into_vec_as);
+    let values = values.map(|values| values.map_err(TensorReadError::from));
+    Ok(values.collect::<std::result::Result<_, _>>()?)
+}
+
 /// Of several vectors, one behind the other.
 fn one(mut vectors: Vec<Tensor<1>>) -> Tensor<1> {
     match vectors.len() {
         1 => vectors.remove(0),
         _ => Tensor::cat(vectors, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_vectors_are_read_as_there_are() {
+        let device = Device::flex();
+        let vector = |values: &[f32]| Tensor::from_floats(values, &device);
+        assert!(read([]).unwrap().is_empty());
+        let both = read([vector(&[1.0, 2.0]), vector(&[3.0])]).unwrap();
+        assert_eq!(both, [vec![1.0, 2.0], vec![3.0]]);
     }
 }

@@ -10,16 +10,16 @@ use std::mem;
 
 use burn::module::{Param, ParamId};
 use burn::nn::{Embedding, LayerNorm, Linear};
-use burn::tensor::{Device, Tensor, TensorData, TensorReadError, Transaction};
+use burn::tensor::{Device, Tensor, TensorData, Transaction};
 
-use crate::bundle::{Bundle, Group};
+use crate::bundle::{Bundle, Group, numbers, read};
 use crate::config::ModelConfig;
 use crate::cross_encoder::{Batch, CrossEncoder};
 use crate::error::Result;
 use crate::gpu::{Embedded, Headed, Layered, Places};
 use crate::parameters::{ParameterMapper, ParameterVisitor, filled};
 use crate::precision::Precision;
-use crate::student::{Clip, Moments, Move, read};
+use crate::update::{Clip, Moments, Move};
 
 /// A model whose parameters lie in one vector a part, as kernels take them, on a device without autodiff.
 #[derive(Clone)]
@@ -65,13 +65,9 @@ impl Parts {
         let mut all = All::default();
         model.visit_parameters(&mut all);
         let All { named, reading } = all;
-        let values = reading.try_execute().map_err(TensorReadError::from)?;
-        let mut by_id = HashMap::new();
-        for ((id, name), values) in named.into_iter().zip(values) {
-            let values: Vec<f32> = values.try_into_vec_as().map_err(TensorReadError::from)?;
-            by_id.insert(id, (name, values));
-        }
-        Ok(Self::of_parameters(model, &by_id))
+        let both = named.into_iter().zip(numbers(reading)?);
+        let by_id = both.map(|((id, name), values)| (id, (name, values)));
+        Ok(Self::of_parameters(model, &by_id.collect()))
     }
 
     /// None where a part lacks what others have.

@@ -30,7 +30,7 @@ use burn_cubecl::CubeBackend;
 use crate::architecture::Architecture;
 use crate::config::ModelConfig;
 use crate::cross_encoder::Batch;
-use crate::student::{Adam, Moments};
+use crate::update::{Adam, Moments};
 
 pub(crate) use places::Places;
 

@@ -47,12 +47,13 @@ mod pre_norm;
 mod precision;
 mod student;
 mod trial;
+mod update;
 mod weight_files;
 mod weights;
 
 pub use architecture::Architecture;
 pub use attention::Attention;
-pub use bundle::{Bundle, Group};
+pub use bundle::{Bundle, Group, read};
 /// Where tensors live and are computed; `autodiff()` of it for training.
 pub use burn::tensor::Device;
 pub use config::{ModelConfig, ModernBertConfig};
@@ -66,7 +67,8 @@ pub use pairs::{Encoded, PairTokenizer, classify, embed_all, length_buckets, sco
 pub use parallel::{parallel_map, parallelism};
 pub use parameters::{ParameterMapper, ParameterVisitor, replace};
 pub use precision::Precision;
-pub use student::{Adam, Clip, Moments, Move, Pass, Student, read, squares};
+pub use student::{Pass, Student};
 pub use trial::{Trial, try_out};
+pub use update::{Adam, Clip, Moments, Move, squares};
 pub use weight_files::weight_files;
 pub use weights::{Head, is_transposed};

@@ -1,9 +1,10 @@
-//! A model in training: where it can be, by hand ([`crate::by_hand`]), else through Burn's graph.
+//! A model at work, in training or scoring: where it can be, by hand ([`crate::by_hand`]), else through Burn's
+//! graph or by the CPU's own passes.
 
 use std::collections::BTreeMap;
 
 use burn::module::Param;
-use burn::tensor::{Device, Gradients, Tensor, TensorReadError, Transaction};
+use burn::tensor::{Device, Gradients, Tensor};
 
 use crate::bundle::Bundle;
 use crate::config::ModelConfig;
@@ -12,6 +13,7 @@ use crate::error::Result;
 use crate::host::HostBert;
 use crate::pairs::{Encoded, check, score};
 use crate::parameters::{ParameterMapper, ParameterVisitor, replace};
+use crate::update::{Clip, Moments, Move};
 
 #[cfg(feature = "gpu")]
 use crate::by_hand::{Parts, Tape};
@@ -20,7 +22,7 @@ use crate::guard::guard;
 #[cfg(feature = "gpu")]
 use crate::pairs::{length_buckets, score_by_hand};
 
-/// A model in training.
+/// A model that is trained, or that scores, as its device does it best.
 #[derive(Clone)]
 pub struct Student(Form);
 
@@ -40,55 +42,6 @@ pub struct Pass {
     /// How these, a leaf of their graph, came about.
     #[cfg(feature = "gpu")]
     by_hand: Option<Tape>,
-}
-
-/// A step of AdamW of a group's parameters.
-pub struct Move {
-    /// As [`Student::gradients`] gave it.
-    pub gradient: Bundle,
-    /// Before the step, in the places of the gradient.
-    pub moments: Moments,
-    /// How.
-    pub adam: Adam,
-}
-
-/// Running means of gradients.
-pub struct Moments {
-    /// Of them.
-    pub mean: Tensor<1>,
-    /// Of their squares.
-    pub square: Tensor<1>,
-}
-
-/// How gradients are clipped, and how long they are.
-#[expect(clippy::large_enum_variant, reason = "there is one a step")]
-pub enum Clip {
-    /// They are multiplied with this, and the loss's own have that norm.
-    Known {
-        /// Where the norm is finite.
-        factor: f64,
-        /// Of the loss's own.
-        norm: f64,
-    },
-    /// The same two, on the GPU that the gradients are on: `[2]`.
-    There(Tensor<1>),
-}
-
-/// What AdamW computes with in a step.
-#[derive(Debug, Clone)]
-pub struct Adam {
-    /// The share of the mean that is kept.
-    pub beta1: f64,
-    /// The share of the squares' mean that is kept.
-    pub beta2: f64,
-    /// The learning rate, over the mean's correction.
-    pub rate: f64,
-    /// What the squares' mean is divided by.
-    pub square_correction: f64,
-    /// Added to its root.
-    pub epsilon: f64,
-    /// What is left of matrices before; of all else, that is all.
-    pub kept: f64,
 }
 
 impl Student {
@@ -363,61 +316,6 @@ fn back(parts: &Parts, passes: Vec<Pass>, slopes: Vec<Option<Tensor<1>>>) -> Vec
             .collect()
     };
     found.reduce(plus).unwrap_or_default()
-}
-
-/// Sums of the squares of all numbers of vectors that are on one GPU; none of no vectors.
-///
-/// # Shapes
-/// - output: `[S]`, which together are the sum
-#[must_use]
-pub fn squares(vectors: &[Tensor<1>]) -> Option<Tensor<1>> {
-    #[cfg(feature = "gpu")]
-    {
-        crate::gpu::squares(vectors)
-    }
-    #[cfg(not(feature = "gpu"))]
-    {
-        let sums = vectors.iter().map(|one| one.clone().square().sum());
-        (!vectors.is_empty()).then(|| Tensor::cat(sums.collect(), 0))
-    }
-}
-
-/// The numbers of vectors that are on one device, which is asked once for all of them.
-///
-/// # Errors
-/// A device that fails.
-pub fn read(vectors: impl IntoIterator<Item = Tensor<1>>) -> Result<Vec<Vec<f32>>> {
-    let mut vectors = vectors.into_iter().peekable();
-    if vectors.peek().is_none() {
-        return Ok(Vec::new());
-    }
-    let all = vectors.fold(Transaction::default(), Transaction::register);
-    let values = all.try_execute().map_err(TensorReadError::from)?;
-    let values = values.into_iter();
-    let values = values.map(|data| data.try_into_vec_as().map_err(TensorReadError::from));
-    Ok(values.collect::<std::result::Result<_, _>>()?)
-}
-
-impl Clip {
-    /// Of gradients that are `scale` times as large as the loss's own and all in groups, which the GPU that
-    /// they are on clips itself, so that nobody waits for their norm; none of others.
-    #[must_use]
-    pub fn there(gradients: &[Bundle], most: f64, scale: f64) -> Option<Self> {
-        #[cfg(feature = "gpu")]
-        {
-            let of_groups = gradients.iter().filter(|bundle| bundle.group.is_some());
-            let values: Vec<Tensor<1>> = of_groups.map(|bundle| bundle.values.clone()).collect();
-            let squares = (values.len() == gradients.len()).then(|| squares(&values))??;
-            #[expect(clippy::cast_possible_truncation, reason = "gradients have 32 bits")]
-            let (most, scale) = (most as f32, scale as f32);
-            Some(Self::There(crate::gpu::clip(squares, most, scale)))
-        }
-        #[cfg(not(feature = "gpu"))]
-        {
-            let _ = (gradients, most, scale);
-            None
-        }
-    }
 }
 
 /// Gives gradients their names.

@@ -94,7 +94,7 @@ pub(crate) fn save(
     };
     retort_files::write_new_directory::<Error>(&folder, |folder| {
         learner.save(folder)?;
-        let config = learner.model().config().to_serving_json();
+        let config = learner.kept().config().to_serving_json();
         fs::write(folder.join("config.json"), format!("{config:#}\n"))?;
         for name in TOKENIZER_FILES {
             if base.join(name).exists() {

@@ -147,17 +147,15 @@ impl NamedGradients {
         sums
     }
 
-    /// By what they are clipped to a norm of `most`, over all parameters together, where a GPU does that by
-    /// itself: who asks for its norm waits for all that was asked before.
-    pub(crate) fn clip_there(&self, most: f64) -> Option<Clip> {
-        Clip::there(&self.bundles, most, self.scale)
-    }
-
-    /// The same wherever they are.
+    /// By what they are clipped to a norm of `most`, over all parameters together. Who asks a GPU for the norm
+    /// waits for all that was asked before, so it clips by itself where nobody `waits`, if it can.
     ///
     /// # Errors
     /// A device that fails.
-    pub(crate) fn clip(&self, most: f64) -> Result<Clip> {
+    pub(crate) fn clip(&self, most: f64, waits: bool) -> Result<Clip> {
+        if !waits && let Some(there) = Clip::there(&self.bundles, most, self.scale) {
+            return Ok(there);
+        }
         let norm = self.norm()?;
         // As torch.nn.utils.clip_grad_norm_ does it.
         let factor = (most / (norm + 1e-6)).min(1.0) / self.scale;
@@ -179,10 +177,10 @@ impl NamedGradients {
 ///
 /// # Errors
 /// A device that fails.
-pub(crate) fn norm_of(clip: Clip) -> Result<f64> {
+pub(crate) fn norm_of(clip: &Clip) -> Result<f64> {
     match clip {
-        Clip::Known { norm, .. } => Ok(norm),
-        Clip::There(both) => Ok(norm_in(&to_host(both)?)),
+        Clip::Known { norm, .. } => Ok(*norm),
+        Clip::There(both) => Ok(norm_in(&to_host(both.clone())?)),
     }
 }
 

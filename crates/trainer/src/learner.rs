@@ -22,8 +22,6 @@ pub(crate) struct Learner {
     average: Option<Average>,
     /// Where half precision takes one.
     scale: Option<LossScale>,
-    /// The norm that gradients are clipped to.
-    most: f64,
 }
 
 /// The student on one of the devices, and its moments.
@@ -57,7 +55,7 @@ impl Learner {
         others: &[Device],
     ) -> Result<Self> {
         let student = Student::new(as_set(student, settings)?)?;
-        let average = Average::of(&student, settings);
+        let average = Average::of(settings, || Ok(student.clone()))?;
         let students = others.iter().map(|device| student.on(device));
         let students: Vec<Student> = students.collect();
         let replica = |student| Replica {
@@ -68,7 +66,6 @@ impl Learner {
             replicas: [student].into_iter().chain(students).map(replica).collect(),
             average,
             scale: LossScale::of(settings.model.precision),
-            most: settings.optimizer.max_grad_norm,
         })
     }
 
@@ -86,7 +83,7 @@ impl Learner {
     }
 
     /// What is evaluated, kept and exported: the average, where there is one.
-    pub(crate) fn model(&self) -> &Student {
+    pub(crate) fn kept(&self) -> &Student {
         let average = self.average.as_ref();
         average.map_or(self.student(), |it| &it.student)
     }
@@ -116,21 +113,14 @@ impl Learner {
         let devices: Vec<Device> = devices.map(Student::device).collect();
         let sums = NamedGradients::all_reduced(gradients, &devices);
         // That of one of them, so that all make the same update.
-        let Some(first) = sums.first() else {
-            return Ok((
-                self,
-                Clip::Known {
-                    factor: f64::NAN,
-                    norm: f64::NAN,
-                },
-            ));
-        };
         // A scale hangs on the norm, and so do other devices.
         let waits = self.scale.is_some() || sums.len() > 1;
-        let there = (!waits).then(|| first.clip_there(self.most)).flatten();
-        let clip = match there {
-            Some(clip) => clip,
-            None => first.clip(self.most)?,
+        let clip = match sums.first() {
+            Some(first) => first.clip(self.replicas[0].optimizer.most(), waits)?,
+            None => Clip::Known {
+                factor: f64::NAN,
+                norm: f64::NAN,
+            },
         };
         let mut scale = self.scale;
         if let Clip::Known { norm, .. } = clip {
@@ -153,7 +143,6 @@ impl Learner {
             replicas,
             average,
             scale,
-            most: self.most,
         };
         Ok((updated, clip))
     }
@@ -169,7 +158,7 @@ impl Learner {
 
     /// Writes weights, moments and the scale of the loss into a folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
-        self.model().model()?.save(&folder.join(MODEL))?;
+        self.kept().model()?.save(&folder.join(MODEL))?;
         if self.average.is_some() {
             self.student().model()?.save(&folder.join(UNAVERAGED))?;
         }
@@ -191,10 +180,7 @@ impl Learner {
         let dropout = Some(settings.model.dropout);
         let model = CrossEncoder::load(folder, Head::Required, dropout, device)?;
         let model = as_set(model, settings)?;
-        let average = match settings.optimizer.ema {
-            0.0 => None,
-            _ => Average::of(&Student::new(model.clone())?, settings),
-        };
+        let average = Average::of(settings, || Student::new(model.clone()))?;
         let model = if was_averaged {
             model.load_weights(&folder.join(UNAVERAGED))?
         } else {
@@ -223,7 +209,6 @@ impl Learner {
             replicas,
             average,
             scale,
-            most: settings.optimizer.max_grad_norm,
         })
     }
 }
@@ -245,12 +230,16 @@ fn as_set(model: CrossEncoder, settings: &TrainSettings) -> Result<CrossEncoder>
 
 impl Average {
     /// One that begins with a student as it is, if the settings want any.
-    fn of(student: &Student, settings: &TrainSettings) -> Option<Self> {
+    fn of(
+        settings: &TrainSettings,
+        student: impl FnOnce() -> retort_model::Result<Student>,
+    ) -> Result<Option<Self>> {
         let share = settings.optimizer.ema;
-        (share > 0.0).then(|| Self {
-            student: student.clone(),
-            share,
-        })
+        if share > 0.0 {
+            let student = student()?;
+            return Ok(Some(Self { student, share }));
+        }
+        Ok(None)
     }
 
     /// Moved towards a student after so many updates.
@@ -319,7 +308,7 @@ mod tests {
     fn the_average_follows_the_student() {
         let mut learner = new(&settings(&["optimizer.ema=0.2"]));
         let mut expected = weights(learner.student());
-        assert!(expected == weights(learner.model()));
+        assert!(expected == weights(learner.kept()));
         for update in 1..=4 {
             learner = updated(learner);
             // By then 2/11, 3/12, 4/13, 5/14: the second is above what was asked for.
@@ -331,11 +320,11 @@ mod tests {
                 }
             }
         }
-        for (name, values) in weights(learner.model()) {
+        for (name, values) in weights(learner.kept()) {
             let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6;
             assert!(values.iter().zip(&expected[&name]).all(near), "{name}");
         }
-        assert!(weights(learner.model()) != weights(learner.student()));
+        assert!(weights(learner.kept()) != weights(learner.student()));
     }
 
     #[test]
@@ -355,7 +344,7 @@ mod tests {
             let read = Learner::load(folder.path(), averaged, &settings, &device, &[]).unwrap();
             let (one, other) = (updated(learner), updated(read));
             assert!(weights(one.student()) == weights(other.student()));
-            assert!(weights(one.model()) == weights(other.model()));
+            assert!(weights(one.kept()) == weights(other.kept()));
 
             // Nothing that is missing or no number is gone on from.
             let load = || Learner::load(folder.path(), averaged, &settings, &device, &[]);
@@ -401,7 +390,7 @@ mod tests {
                 .unwrap();
             (
                 weights(learner.student()),
-                crate::gradients::norm_of(clip).unwrap(),
+                crate::gradients::norm_of(&clip).unwrap(),
             )
         };
         assert!(update(1.0) == update(65_536.0));

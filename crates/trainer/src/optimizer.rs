@@ -57,13 +57,9 @@ impl AdamW {
         gradients: NamedGradients,
         learning_rate: f64,
     ) -> Result<(Student, f64)> {
-        let most = self.settings.max_grad_norm;
-        let clip = match gradients.clip_there(most) {
-            Some(clip) => clip,
-            None => gradients.clip(most)?,
-        };
+        let clip = gradients.clip(self.most(), false)?;
         let student = self.update(student, gradients, &clip, learning_rate);
-        let norm = norm_of(clip)?;
+        let norm = norm_of(&clip)?;
         if !norm.is_finite() {
             self.steps -= 1;
         }
@@ -123,6 +119,11 @@ impl AdamW {
         let its = |name: &String| update.moments.remove(name);
         self.moments = firsts.iter().filter_map(its).collect();
         student
+    }
+
+    /// The norm that gradients are clipped to.
+    pub(crate) fn most(&self) -> f64 {
+        self.settings.max_grad_norm
     }
 
     /// Updates made.

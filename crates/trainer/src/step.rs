@@ -11,11 +11,12 @@ use retort_model::{Clip, Encoded, HostBert, Pass, Student};
 use crate::batches::Step;
 use crate::dataset::Example;
 use crate::event::StepReport;
-use crate::gradients::{NamedGradients, norm_in};
+use crate::gradients::{NamedGradients, norm_in, norm_of};
 use crate::learner::Learner;
 use crate::loss::{self, Judged};
 use crate::loss_scale::LossScale;
 use crate::settings::TrainSettings;
+use crate::vectors::to_host;
 use crate::{Error, Result};
 
 /// What a step is made with.
@@ -249,7 +250,7 @@ impl StepContext<'_> {
         let loss = loss::weighted_sum(&tensor, judged, &self.settings.loss);
         let value = number(loss.clone().inner())?;
         let slopes = match tensor.grad(&loss.backward()) {
-            Some(slopes) => numbers(slopes)?,
+            Some(slopes) => to_host(slopes)?,
             // A loss that no score moves.
             None => vec![0.0; scores.len()],
         };
@@ -312,12 +313,10 @@ impl Last {
     /// # Errors
     /// A gradient that is not finite, by which nothing was updated, or a device that fails.
     pub(crate) fn end(&mut self) -> Result<()> {
-        let norm = match self.made.as_ref().map(|made| &made.clip) {
-            None => return Ok(()),
-            Some(Clip::Known { norm, .. }) => *norm,
-            Some(Clip::There(both)) => norm_in(&numbers(both.clone())?),
-        };
-        self.end_by(norm)
+        match &self.made {
+            Some(made) => self.end_by(norm_of(&made.clip)?),
+            None => Ok(()),
+        }
     }
 
     /// What became of it, once.
@@ -461,14 +460,8 @@ fn sum(mut parts: impl Iterator<Item = Result<Part>>) -> Result<Option<Part>> {
 }
 
 fn number(tensor: Tensor<1>) -> Result<f64> {
-    let first = numbers(tensor)?.first().copied();
+    let first = to_host(tensor)?.first().copied();
     Ok(first.map_or(f64::NAN, f64::from))
-}
-
-fn numbers(tensor: Tensor<1>) -> Result<Vec<f32>> {
-    tensor
-        .try_into_vec_as()
-        .map_err(|error| Error::Model(retort_model::Error::from(error)))
 }
 
 #[cfg(test)]
@@ -841,8 +834,8 @@ mod tests {
             assert!(scores.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-5);
             let tolerance = 1e-5 * norm;
             for (name, large) in large_sum.by_name() {
-                let small = numbers(small_sum[&name].clone()).unwrap();
-                for (large, small) in numbers(large).unwrap().iter().zip(&small) {
+                let small = to_host(small_sum[&name].clone()).unwrap();
+                for (large, small) in to_host(large).unwrap().iter().zip(&small) {
                     let difference = f64::from((large - small).abs());
                     assert!(difference < tolerance, "{name}: {large} {small}");
                 }

@@ -276,7 +276,7 @@ impl<R: FnMut(Event)> Course<'_, R> {
         } = self.run;
         let Material { dev, dev_pairs, .. } = self.material;
         let passes = settings.schedule.tokens_per_pass;
-        let ndcg = dev.of_scores(learner.model().score(dev_pairs, passes)?, 1);
+        let ndcg = dev.of_scores(learner.kept().score(dev_pairs, passes)?, 1);
         let ndcg = ndcg.mean_ndcg();
         let now = State::evaluated(before, step, ndcg);
         self.metrics

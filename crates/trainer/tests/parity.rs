@@ -418,7 +418,9 @@ fn logits_gradients_and_ten_steps_match_pytorch_on_a_gpu() {
     for golden in Golden::family() {
         golden.check_all(&device);
     }
-    check_learning_rates(&device);
+    for by_name in [false, true] {
+        check_learning_rates(&device, by_name);
+    }
     check_overflow(&device);
 }
 
@@ -513,7 +515,9 @@ fn die_with_any_thread() {
 
 #[test]
 fn each_group_of_parameters_has_its_learning_rate() {
-    check_learning_rates(&Device::flex());
+    for by_name in [false, true] {
+        check_learning_rates(&Device::flex(), by_name);
+    }
 }
 
 #[test]
@@ -562,15 +566,23 @@ fn check_overflow(device: &Device) {
     assert!(moved > 1e-4 && off < 1e-6, "{moved} {off}");
 }
 
-/// Adam's first step is the learning rate itself, whatever the gradient.
-fn check_learning_rates(device: &Device) {
+/// Adam's first step is the learning rate itself, whatever the gradient, as the student has it or `by_name`.
+fn check_learning_rates(device: &Device, by_name: bool) {
     let golden = Golden::of("bert");
+    let plain = device;
     let device = device.clone().autodiff();
     let before = golden.student(&device);
     let student = Student::new(before.clone()).unwrap();
     let pass = student.pass(&golden.batch(&device));
     let gradients = golden.loss(&pass.logits).backward();
-    let gradients = NamedGradients::of(&student, vec![pass], &gradients);
+    let gradients = if by_name {
+        let gradients = student.gradients(vec![pass], &gradients).into_iter();
+        let values = |(name, its): (String, Tensor<1>)| (name, its.try_into_vec_as().unwrap());
+        let gradients = gradients.flat_map(Bundle::apart).map(values);
+        NamedGradients::of_host(gradients.collect(), plain)
+    } else {
+        NamedGradients::of(&student, vec![pass], &gradients)
+    };
     let settings = "learning_rate = 1e-3\nweight_decay = 0.0\nmax_grad_norm = 1e9
                     layer_decay = 0.5\nhead_factor = 3.0";
     let mut optimizer = AdamW::new(&toml::from_str(settings).unwrap());

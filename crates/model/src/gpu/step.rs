@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::kernels;
 use super::launch::{count, read, vector_of};
-use crate::student::Adam;
+use crate::update::Adam;
 
 /// Into how many sums the squares of a vector go, each of a cube of so many units.
 pub(super) const SUMS: usize = 256;
